@@ -1,0 +1,232 @@
+"""
+config_toml - read a TOML file, and know on which line each key stands
+
+tomllib keeps no positions, so a second pass walks over the text that tomllib has
+accepted and notes the line of every table, key and array element. It decides
+nothing: where it loses its way it stops, and errors name the line of the table.
+
+Raises: ConfigError, with one Fault per error. Nothing else leaves this module.
+Limits: a file of 1 MiB; errors of syntax are told one at a time, as tomllib does.
+Source: the grammar of toml.io, version 1.0.
+See also: config (what the keys mean).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+import tomllib
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from workers.errors import OrchestratorError
+from workers.queues import names
+
+FILE_SIZE_MAX = 1 << 20
+
+Place = tuple[str | int, ...]  # ("queue", 0, "workers")
+
+_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
+_SPACE = re.compile(r"[ \t]*")
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+# Up to two quotes more than the closing three belong to the text itself.
+_TEXT = re.compile(r'"""(?:\\.|[^\\])*?"{3,5}|' + r"'''.*?'{3,5}|" + r'"(?:\\.|[^"\\\n])*"|' + r"'[^'\n]*'", re.DOTALL)
+_SCALAR = re.compile(r"[^,\]}\n#]+")
+_SYNTAX = re.compile(r"(?P<text>.*?) \(at (?:line (?P<line>\d+), column \d+|end of document)\)\Z", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One error: *source* is a file or where else the value came from, *line* counts from 1 where there is one."""
+
+    source: str
+    line: int | None
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        where = self.source if self.line is None else f"{self.source}:{self.line}"
+        # A key may be any quoted text: nothing of it may reach a terminal as a control sequence.
+        return names.shown(f"{where}: {self.key}: {self.text}" if self.key else f"{where}: {self.text}")
+
+
+class ConfigError(OrchestratorError):
+    """The configuration is refused. *errors* are all that was found, in the order of the file."""
+
+    def __init__(self, text: str, errors: Iterable[Fault] = ()) -> None:
+        super().__init__(text)
+        self.errors = list(errors)
+
+    @classmethod
+    def of(cls, errors: Iterable[Fault]) -> ConfigError:
+        """One error a line, the same said once."""
+        unique = list(dict.fromkeys(errors))
+        return cls("\n".join(str(error) for error in unique), unique)
+
+
+def read_toml(path: Path) -> tuple[dict[str, object], dict[Place, int]]:
+    """The tables of the file at *path*, and the line of each place in them. Reads a file, so it may block."""
+    source = str(path)
+    try:
+        with path.open("rb") as file:
+            raw = file.read(FILE_SIZE_MAX + 1)
+    except OSError as error:
+        text = f"cannot be read: {error.strerror or error}; name a TOML file that this user may read"
+        raise ConfigError.of([Fault(source, None, "", text)]) from error
+    if len(raw) > FILE_SIZE_MAX:
+        raise ConfigError.of([Fault(source, None, "", f"is larger than {FILE_SIZE_MAX} bytes; is it the right file?")])
+    try:
+        text = raw.decode("utf-8").replace("\r\n", "\n")
+        return tomllib.loads(text), lines_of(text)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError.of([Fault(source, line, "", "is not UTF-8 text; save the file as UTF-8")]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError.of([_syntax_fault(source, str(error), raw)]) from error
+    except (RecursionError, ValueError) as error:  # ValueError: an integer of thousands of digits
+        raise ConfigError.of([Fault(source, None, "", f"cannot be read as TOML: {error}")]) from error
+
+
+def _syntax_fault(source: str, said: str, raw: bytes) -> Fault:
+    found = _SYNTAX.match(said)
+    if found is None:
+        return Fault(source, None, "", f"is no TOML: {said}")
+    text = found["text"][:1].lower() + found["text"][1:]
+    if text.startswith("invalid value"):
+        text += '; text needs quotes, as in name = "thumbs"'
+    line = int(found["line"]) if found["line"] else raw.rstrip().count(b"\n") + 1
+    return Fault(source, line, "", f"is no TOML: {text}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The one of *known* that *word* was probably meant to be, or None."""
+    found = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def lines_of(text: str) -> dict[Place, int]:
+    """The line of every table, key and element in *text*, which must be TOML. Never raises: may know less."""
+    scanner = _Scanner(text)
+    # A dialect that we do not know ends the walk; what was found so far still helps.
+    with contextlib.suppress(ValueError, RecursionError):
+        scanner.document()
+    return scanner.lines
+
+
+class _Scanner:
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+        self._breaks = [found.start() for found in re.finditer("\n", text)]
+        self._last: dict[Place, int] = {}  # array of tables -> index of its newest element
+        self.lines: dict[Place, int] = {}
+
+    def document(self) -> None:
+        table: Place = ()
+        self._take(_BLANK)
+        while self._at < len(self._text):
+            start = self._at
+            if self._is("[["):
+                self._at += 2
+                table = self._element(self._key())
+                self._expect("]]")
+                self._note(table, start)
+            elif self._is("["):
+                self._at += 1
+                table = self._resolve(self._key())
+                self._expect("]")
+                self._note(table, start)
+            else:
+                self._pair(table)
+            self._take(_BLANK)
+
+    def _element(self, key: Sequence[str]) -> Place:
+        array = (*self._resolve(key[:-1]), key[-1])
+        self._last[array] = self._last.get(array, -1) + 1
+        return (*array, self._last[array])
+
+    def _resolve(self, key: Sequence[str]) -> Place:
+        place: Place = ()
+        for part in key:
+            place += (part,)
+            if place in self._last:
+                place += (self._last[place],)
+        return place
+
+    def _pair(self, table: Place) -> None:
+        start = self._at
+        place = (*table, *self._key())
+        self._expect("=")
+        self._note(place, start)
+        self._take(_SPACE)
+        self._value(place)
+
+    def _value(self, place: Place) -> None:
+        if self._is("["):
+            self._at += 1
+            index = 0
+            while not self._closed("]"):
+                self._note((*place, index), self._at)
+                self._value((*place, index))
+                index += 1
+                self._comma()
+        elif self._is("{"):
+            self._at += 1
+            while not self._closed("}"):
+                self._pair(place)
+                self._comma()
+        elif self._is('"') or self._is("'"):
+            self._take(_TEXT)
+        else:
+            self._take(_SCALAR)
+
+    def _closed(self, bracket: str) -> bool:
+        self._take(_BLANK)
+        if not self._is(bracket):
+            return False
+        self._at += 1
+        return True
+
+    def _comma(self) -> None:
+        self._take(_BLANK)
+        if self._is(","):
+            self._at += 1
+
+    def _key(self) -> list[str]:
+        parts = [self._part()]
+        while self._is("."):
+            self._at += 1
+            parts.append(self._part())
+        return parts
+
+    def _part(self) -> str:
+        self._take(_SPACE)
+        if self._is('"') or self._is("'"):
+            part = str(tomllib.loads(f"key = {self._take(_TEXT)}")["key"])
+        else:
+            part = self._take(_BARE)
+        self._take(_SPACE)
+        return part
+
+    def _note(self, place: Place, start: int) -> None:
+        line = bisect_left(self._breaks, start) + 1
+        for length in range(1, len(place) + 1):
+            self.lines.setdefault(place[:length], line)
+
+    def _is(self, text: str) -> bool:
+        return self._text.startswith(text, self._at)
+
+    def _expect(self, text: str) -> None:
+        if not self._is(text):
+            raise ValueError(f"{text} expected")
+        self._at += len(text)
+
+    def _take(self, pattern: re.Pattern[str]) -> str:
+        found = pattern.match(self._text, self._at)
+        if found is None:
+            raise ValueError("not TOML as we know it")
+        self._at = found.end()
+        return found[0]

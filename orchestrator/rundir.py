@@ -1,0 +1,294 @@
+"""
+rundir - the directory of one running pool: who is master, and where its board and socket are
+
+    RUN_DIR/NAME/pid      "pid start\\n"; locked by the master for as long as it lives
+    RUN_DIR/NAME/board    what every process of the pool says of itself
+    RUN_DIR/NAME/control  the master's socket
+
+One master a name is held by a POSIX record lock: a forked child does not inherit
+it and the kernel frees it at death, so a stale file needs nobody to clean it up.
+Readers never touch the lock; they compare the process's start time, because a pid
+is used again.
+
+Limits: closing ANY descriptor of the pid file in the master drops its lock, so the
+master never calls running() or find(). A network filesystem is refused: the board
+is shared memory, and locks and start times of another host mean nothing here.
+Source: fcntl_locking(2), "Advisory record locking".
+See also: control (the socket), workers.board, workers.system (start times).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from workers.errors import OrchestratorError
+from workers.queues.names import shown
+from workers.system import SYSTEM, System
+
+PID_BYTES_MAX = 64
+NAME_BYTES_MAX = 64
+
+
+class RunDirError(OrchestratorError):
+    """The run directory cannot be used; the text names it and what to do."""
+
+
+class AlreadyRunning(RunDirError):
+    """A living master has this name on this host; *pid* is its process, 0 when it could not be read."""
+
+    def __init__(self, text: str, pid: int) -> None:
+        super().__init__(text)
+        self.pid = pid
+
+
+class NotRunning(RunDirError):
+    """There is no such pool here now."""
+
+    exit_code = 3
+
+
+class Ambiguous(RunDirError):
+    """Several pools run and none was named; *names* are theirs."""
+
+    exit_code = 2
+
+    def __init__(self, text: str, names: tuple[str, ...]) -> None:
+        super().__init__(text)
+        self.names = names
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A living master, as a reader sees it. *start* is in clock ticks since boot."""
+
+    name: str
+    pid: int
+    start: int
+    directory: Path
+
+    @property
+    def board_path(self) -> Path:
+        """Where its board is."""
+        return self.directory / "board"
+
+    @property
+    def control_path(self) -> Path:
+        """Where its socket is."""
+        return self.directory / "control"
+
+
+class RunDir:
+    """The directory of the pool whose master this process is. Made by acquire()."""
+
+    def __init__(self, directory: Path, pid_fd: int, pid: int) -> None:
+        self.path = directory
+        self._pid_fd = pid_fd
+        self._pid = pid
+
+    @property
+    def board_path(self) -> Path:
+        """Where the board belongs."""
+        return self.path / "board"
+
+    @property
+    def control_path(self) -> Path:
+        """Where the control socket belongs; may be longer than a socket's address can be."""
+        return self.path / "control"
+
+    @classmethod
+    def acquire(cls, run_dir: Path, name: str, system: System = SYSTEM) -> RunDir:
+        """
+        Become the master of pool *name*, until release() or death.
+
+        Makes what is missing of the directories (0700). Raises AlreadyRunning, or
+        RunDirError for a directory that somebody else could write into. Never blocks.
+        """
+        _check_name(name)
+        parent = Path(os.path.abspath(run_dir))
+        directory = parent / name
+        # The parent may be root's (systemd makes it); our own part must be ours alone.
+        os.close(_open_directory(parent, {os.geteuid(), 0}))
+        directory_fd = _open_directory(directory, {os.geteuid()})
+        try:
+            kind = system.network_filesystem(str(directory))
+            if kind is not None:
+                raise RunDirError(
+                    f"{shown(str(directory))} is on a network filesystem ({kind}), where shared memory and locks cannot"
+                    " be trusted; give a local directory with --run-dir, such as /run or /tmp"
+                )
+            pid_fd = _lock(directory_fd, directory, name)
+        finally:
+            os.close(directory_fd)
+        pid = system.getpid()
+        content = b"%d %d\n" % (pid, system.start_ticks(pid) or 0)
+        try:
+            # ORDER: write, then cut. A reader takes the first line, so that it never sees an empty file once
+            # there was a master. See test_a_stale_pid_file_is_taken_over.
+            os.pwrite(pid_fd, content, 0)
+            os.ftruncate(pid_fd, len(content))
+        except OSError as error:
+            os.close(pid_fd)
+            raise RunDirError(f"cannot write {shown(str(directory / 'pid'))}: {error.strerror}") from error
+        return cls(directory, pid_fd, pid)
+
+    def release(self) -> None:
+        """Take the socket, the board and the pid file away. Does nothing in a forked child, nor the second time."""
+        if os.getpid() != self._pid or self._pid_fd < 0:
+            return
+        # ORDER: the pid file goes last and while it is locked, else the next master could have put its own there
+        # already. See test_a_released_name_can_be_acquired_again.
+        for name in ("control", "board", "pid"):
+            with contextlib.suppress(OSError):
+                os.unlink(self.path / name)
+        os.close(self._pid_fd)
+        self._pid_fd = -1
+
+
+def running(run_dir: Path, system: System = SYSTEM) -> list[Running]:
+    """Every pool of *run_dir* whose master lives, by name. Readers only, never the master."""
+    try:
+        names = sorted(os.listdir(run_dir))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RunDirError(f"cannot look for pools in {shown(str(run_dir))}: {error.strerror}") from error
+    found = (_read(Path(run_dir) / name, system) for name in names)
+    return [one for one in found if one is not None]
+
+
+def find(run_dir: Path, name: str | None = None, system: System = SYSTEM) -> Running:
+    """
+    Find pool *name*, or the only one there is. Readers only, never the master.
+
+    Raises NotRunning, or Ambiguous when several run and none was named.
+    """
+    where = shown(str(run_dir))
+    if name is not None:
+        _check_name(name)
+        one = _read(Path(run_dir) / name, system)
+        if one is None:
+            others = ", ".join(other.name for other in running(run_dir, system)) or "none"
+            raise NotRunning(f"no pool called {shown(name)} is running in {where} (running: {others})")
+        return one
+    found = running(run_dir, system)
+    if not found:
+        raise NotRunning(f"no pool is running in {where}; if it has another run directory, give --run-dir")
+    if len(found) > 1:
+        names = tuple(one.name for one in found)
+        raise Ambiguous(f"several pools are running in {where}: {', '.join(names)}; choose one with --name", names)
+    return found[0]
+
+
+def _check_name(name: str) -> None:
+    size = len(os.fsencode(name))
+    if not 0 < size <= NAME_BYTES_MAX or name[0] == "." or "/" in name or not name.isprintable():
+        raise RunDirError(
+            f"a pool cannot be called '{shown(name)}': at most {NAME_BYTES_MAX} printable characters, no slash and no"
+            " leading dot; give another --name"
+        )
+
+
+def _open_directory(directory: Path, owners: set[int]) -> int:
+    """Make *directory* where it is missing, open it, and refuse what somebody else could write into."""
+    text = shown(str(directory))
+    try:
+        missing = [part for part in (directory, *directory.parents) if not os.path.lexists(part)]
+        for part in reversed(missing):
+            with contextlib.suppress(FileExistsError):  # RACE: made by another master meanwhile; looked at below.
+                os.mkdir(part, 0o700)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except NotADirectoryError as error:
+        raise RunDirError(f"{text} is a symbolic link or no directory; remove it, or give another --run-dir") from error
+    except OSError as error:
+        raise RunDirError(f"cannot use the run directory {text}: {error.strerror}; give another --run-dir") from error
+    info = os.fstat(fd)
+    why = None
+    if info.st_uid not in owners:
+        why = f"it belongs to another user (uid {info.st_uid})"
+    elif info.st_mode & 0o022:
+        why = f"others may write into it (mode {stat.S_IMODE(info.st_mode):o}; chmod go-w would cure that)"
+    if why is not None:
+        os.close(fd)
+        raise RunDirError(f"the run directory {text} is refused: {why}; give a directory of your own with --run-dir")
+    return fd
+
+
+def _lock(directory_fd: int, directory: Path, name: str) -> int:
+    """The pid file, open and locked by this process."""
+    path = directory / "pid"
+    while True:
+        try:
+            # O_NONBLOCK: a fifo put there must not hold us up.
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            fd = os.open("pid", flags, 0o600, dir_fd=directory_fd)
+        except OSError as error:
+            raise RunDirError(f"cannot open {shown(str(path))}: {error.strerror}; remove it") from error
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # RACE: the master before us removed the file between our open and our lock; then the lock is on a
+            # file that nobody else will find. See test_a_pid_file_removed_while_it_is_locked_is_opened_again.
+            if _is_same_file(fd, directory_fd):
+                return fd
+        except (BlockingIOError, PermissionError) as error:
+            pid = (_parse(os.pread(fd, PID_BYTES_MAX, 0)) or (0, 0))[0]
+            os.close(fd)
+            who = f"as process {pid}" if pid else "as another process"
+            raise AlreadyRunning(
+                f"pool {shown(name)} is running already {who} ({shown(str(directory))}); stop it with"
+                f" 'orchestrator stop --name {shown(name)}', or give this one another --name",
+                pid,
+            ) from error
+        except OSError as error:
+            os.close(fd)
+            raise RunDirError(f"cannot lock {shown(str(path))}: {error.strerror}; give another --run-dir") from error
+        os.close(fd)
+
+
+def _is_same_file(fd: int, directory_fd: int) -> bool:
+    try:
+        there = os.stat("pid", dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), there)
+
+
+def _parse(content: bytes) -> tuple[int, int] | None:
+    fields = content.partition(b"\n")[0].split()
+    if len(fields) != 2 or not all(field.isdigit() for field in fields):
+        return None
+    pid, start = int(fields[0]), int(fields[1])
+    return (pid, start) if 0 < pid < 1 << 31 else None
+
+
+def _read(directory: Path, system: System) -> Running | None:
+    """The living master of *directory*, or None."""
+    try:
+        fd = os.open(directory / "pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        info = os.fstat(fd)
+        found = _parse(os.read(fd, PID_BYTES_MAX)) if stat.S_ISREG(info.st_mode) else None
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    # None: it cannot be said (hidepid). Then it counts as running, for then nobody starts a second one in its place.
+    if found is None or system.is_alive(*found) is False or not _is_trusted(info.st_uid, found[0]):
+        return None
+    return Running(directory.name, *found, directory)
+
+
+def _is_trusted(owner: int, pid: int) -> bool:
+    """Whether the writer of a pid file may name *pid*: else a user could have root stop any process for him."""
+    if owner in (os.geteuid(), 0):
+        return True
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == owner
+    except OSError:
+        return False

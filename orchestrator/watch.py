@@ -1,0 +1,112 @@
+"""
+watch - see arrivals in a directory by inotify
+
+A worker, or a feeder, waits here for the next message. An event is a hint that there
+may be one, and nothing more: the watch is set before the directory is scanned, so an
+arrival between the scan and the wait is still in the kernel's queue.
+
+Not on a network filesystem, where arrivals from other hosts make no event, nor where
+the user's inotify limits are reached: there is no Watcher then and the caller polls.
+When the directory goes away the Watcher polls from then on, by itself.
+
+Source: inotify(7); IN_MOVED_TO for a rename into the directory, IN_CREATE for a link.
+Files that are written in place are no arrivals: in incoming/ a message is complete.
+See also: workers.worker, QUEUES "who wakes whom".
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import select
+
+try:
+    import inotify_simple
+except ImportError:  # not on Linux
+    inotify_simple = None
+
+from workers.queues.names import shown
+from workers.system import SYSTEM, System
+
+log = logging.getLogger(__name__)
+
+
+class Watcher:
+    """One watched directory. Made by on(); used by one process."""
+
+    def __init__(self, directory: str, inotify: inotify_simple.INotify) -> None:
+        flags = inotify_simple.flags
+        self.directory = directory
+        self._inotify = inotify
+        self._is_polling = False
+        self._gone = flags.IGNORED | flags.DELETE_SELF | flags.MOVE_SELF | flags.UNMOUNT
+
+    @classmethod
+    def on(cls, directory: str, system: System = SYSTEM) -> Watcher | None:
+        """Watch *directory*, or None where polling is the only way; the log says why."""
+        where = shown(directory)
+        kind = system.network_filesystem(directory)
+        if kind is not None:
+            log.info("%s is on a network filesystem (%s), where inotify is silent: polling", where, kind)
+            return None
+        if inotify_simple is None:
+            log.info("inotify is not available: polling %s", where)
+            return None
+        flags = inotify_simple.flags
+        mask = flags.MOVED_TO | flags.CREATE | flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR
+        inotify = None
+        try:
+            inotify = inotify_simple.INotify(nonblocking=True)
+            inotify.add_watch(directory, mask)
+        except OSError as error:
+            if inotify is not None:
+                inotify.close()
+            advice = _ADVICE.get(error.errno or 0, "")
+            log.warning("cannot watch %s by inotify: %s%s; polling", where, error.strerror or error, advice)
+            return None
+        return cls(directory, inotify)
+
+    @property
+    def is_polling(self) -> bool:
+        """Whether the directory went away, so that waiting is only a pause."""
+        return self._is_polling
+
+    def wait(self, timeout_s: float, also: int | None = None) -> bool:
+        """
+        Block until there may be a message, at most *timeout_s*.
+
+        False when the time is over or when only the descriptor *also* can be read (it is
+        not read here). A signal handler that returns does not end the wait: have its
+        wake-up descriptor in *also*. Polling: True, always.
+        """
+        poller = select.poll()
+        if also is not None:
+            poller.register(also, select.POLLIN)
+        if not self._is_polling:
+            poller.register(self._inotify.fd, select.POLLIN)
+        # Rounded up: a pause of less than a millisecond must not become a busy loop.
+        ready = poller.poll(max(0, -int(-timeout_s * 1000 // 1)))
+        if self._is_polling:
+            return True
+        return any(fd == self._inotify.fd for fd, _ in ready) and self._drain()
+
+    def close(self) -> None:
+        """End the watch. Again does nothing."""
+        self._inotify.close()
+        self._is_polling = True
+
+    def _drain(self) -> bool:
+        """Read what has happened. Everything counts, an overflow too: then events were lost, and there may be many."""
+        happened = 0
+        for event in self._inotify.read(timeout=0):
+            happened |= event.mask
+        if happened & self._gone:
+            log.warning("%s was moved or removed: polling", shown(self.directory))
+            self.close()
+        return happened != 0
+
+
+_ADVICE = {
+    errno.EMFILE: " (the limit of instances: raise the sysctl fs.inotify.max_user_instances)",
+    errno.ENOSPC: " (the limit of watches: raise the sysctl fs.inotify.max_user_watches)",
+}

@@ -1,0 +1,98 @@
+"""
+python -m workers URL HANDLER - one worker in the foreground, without a master
+
+    python -m workers ./queue mypackage.module:handle
+    python -m workers ./queue -- sha256sum {path}
+
+Forks a keeper for the lease, the retries and the reaping, and ends it at exit.
+INT: finish the message in hand, then leave. TERM: the same, for at most
+--term-timeout seconds, then the message goes back uncounted. No metrics, no
+respawn: that is what orchestrator run is for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+
+from workers.board import W, WorkerState
+from workers.errors import OrchestratorError
+from workers.handler import Handler, resolve
+from workers.handlers.command import Command
+from workers.keeper import attach_alone
+from workers.queues.base import Settings
+from workers.queues.open import open_queue
+from workers.worker import Leaving, Worker, polling
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m workers", description="One worker in the foreground.")
+    parser.add_argument("url", metavar="URL", help="spool:PATH or a bare path")
+    parser.add_argument("handler", nargs="?", metavar="HANDLER", help="MODULE:NAME")
+    parser.add_argument("--create", action="store_true", help="make the queue where its parent exists")
+    parser.add_argument("--host", help="this host's name in leases (default: the hostname)")
+    parser.add_argument("--shell", action="store_true", help="give COMMAND to /bin/sh")
+    parser.add_argument("--until-empty", action="store_true", help="leave when nothing waits, is claimed or deferred")
+    parser.add_argument("--order", choices=("fifo", "any"), default="fifo")
+    parser.add_argument("--max-attempts", type=int, default=5, metavar="N")
+    parser.add_argument("--term-timeout", type=float, default=5.0, metavar="SECONDS")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    own, command = argv, []
+    if "--" in argv:
+        own, command = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+    arguments = parser.parse_args(own)
+    arguments.command = command
+    if bool(arguments.handler) == bool(command):
+        parser.error("give either HANDLER (MODULE:NAME) or -- COMMAND...")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run; 0 when asked to leave or empty, 1 when the queue or the handler cannot be used."""
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
+    settings = Settings(order=arguments.order, max_attempts=arguments.max_attempts, create=arguments.create)
+    try:
+        handler: Handler
+        handler = Command(arguments.command, shell=arguments.shell) if arguments.command else resolve(arguments.handler)
+        queue = open_queue(arguments.url, settings=settings, host=arguments.host)
+        consumer = attach_alone(queue)
+    except OrchestratorError as error:
+        sys.stderr.write(f"workers: {error}\n")
+        return 1
+    leaving = Leaving()
+    words = consumer.board.worker(consumer.worker_slot).words
+
+    def quick(*_: object) -> None:
+        # The alarm's default action ends the process even inside C code; the keeper then gives the message back.
+        words[W.STATE] = WorkerState.STOPPING
+        signal.setitimer(signal.ITIMER_REAL, max(arguments.term_timeout, 0.001))
+        leaving.ask()
+
+    def drain(*_: object) -> None:
+        if leaving.is_asked:
+            quick()
+        leaving.ask()
+
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, quick)
+    signal.signal(signal.SIGINT, drain)
+    worker = Worker(
+        queue, handler, consumer, leaving, polling(queue), is_until_empty=arguments.until_empty, parent=None
+    )
+    try:
+        worker.run()
+    finally:
+        queue.close()
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)  # the beating thread is a daemon; nothing is left to clean up

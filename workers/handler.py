@@ -1,0 +1,245 @@
+"""
+handler - find the user's function, and call it so that whatever it does is a value
+
+A handler is ``handle(message) -> Outcome | None``. resolve() finds it by
+"package.module:name"; call() runs it for one message and answers what became of it.
+
+The current directory is appended to the import path, never put in front: a file that
+lies there cannot stand in for a module of the standard library.
+
+Raises: HandlerError from resolve(). call() lets out what is no failure of the handler:
+KeyboardInterrupt, and whatever else is neither an Exception nor SystemExit.
+See also: worker (settles what call() answers), handlers.command (programs).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+from workers.errors import HandlerError
+from workers.handlers.command import CommandFailed
+from workers.message import Done, Forward, Message, Outcome, Reject, Retry
+
+Handler = Callable[[Message], Outcome | None]
+
+FAILURE_BYTES_MAX = 16384
+SUMMARY_SIZE_MAX = 300  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """
+    What became of one call.
+
+    Attributes:
+        outcome: what the handler answered (None from it is Done()); None when it failed.
+        failure: None, or the traceback or sentence that says how it failed, at most 16 KiB of UTF-8, the end kept.
+        summary: one printable line.
+        meta: what the failure wants kept beside the message, for example a program's stderr.
+    """
+
+    outcome: Outcome | None
+    failure: str | None
+    summary: str
+    meta: dict[str, object] = field(default_factory=dict)
+
+
+def resolve(spec: str) -> Handler:
+    """
+    Find the handler "package.module:name"; a class is instantiated without arguments.
+
+    A dotted name after the colon is followed. What is found must be callable or have a
+    method ``handle``. Imports the module, so: in the process that will call it, or before
+    the fork by intent. Raises HandlerError with the cause attached.
+    """
+    module_name, name = _split(spec)
+    _append_current_directory()
+    module = _import(spec, module_name)
+    found: object = module
+    for number, part in enumerate(name.split(".")):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            where = ".".join([module_name, *name.split(".")[:number]])
+            raise HandlerError(_no_attribute(spec, module, found, where, part)) from error
+    if isinstance(found, type):
+        try:
+            found = found()
+        except (Exception, SystemExit) as error:
+            raise HandlerError(
+                f"handler {spec!r}: making a {name} without arguments failed: {_described(error)}"
+            ) from error
+    method = found if callable(found) else getattr(found, "handle", None)
+    if not callable(method):
+        raise HandlerError(
+            f"handler {spec!r} is a {type(found).__name__}, which cannot be called and has no method handle; "
+            "name a function that takes a message"
+        )
+    if inspect.iscoroutinefunction(method) or inspect.iscoroutinefunction(getattr(method, "__call__", None)):  # noqa: B004 - the method itself is looked at
+        raise HandlerError(f"handler {spec!r} is async; name a plain function, which may call asyncio.run() itself")
+    return cast(Handler, method)
+
+
+def call(handler: Handler, message: Message) -> Called:
+    """Run *handler* for *message*. Blocks as long as it does; lets out no Exception and no SystemExit."""
+    try:
+        outcome = handler(message)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises is its failure, and is recorded
+        return _failed(error)
+    if outcome is None:
+        return Called(Done(), None, "done")
+    if (wrong := _wrong(outcome)) is not None:
+        return Called(None, f"{wrong}.\n", _one_line(wrong))
+    return Called(outcome, None, _summary(outcome))
+
+
+def _split(spec: str) -> tuple[str, str]:
+    """Take a spec apart, or say how it should have been written."""
+    module_name, _, name = spec.partition(":")
+    if name and all(part.isidentifier() for part in [*module_name.split("."), *name.split(".")]):
+        return module_name, name
+    path = module_name.removeprefix("./").removesuffix(".py").replace("/", ".").strip(".")
+    guess = ""
+    if path and all(part.isidentifier() for part in path.split(".")):
+        package, _, last = path.rpartition(".")
+        if not name and package and path == module_name:
+            guess = f"; did you mean {package}:{last}?"
+        elif not name or name.isidentifier():
+            guess = f"; did you mean {path}:{name or 'handle'}?"
+    raise HandlerError(f"handler {spec!r} is not of the form MODULE:NAME{guess}")
+
+
+def _append_current_directory() -> None:
+    try:
+        directory = os.getcwd()
+    except FileNotFoundError:  # it was removed; then there is nothing in it to import
+        return
+    # "" is how an interactive Python spells the current directory.
+    if directory not in sys.path and "" not in sys.path:
+        sys.path.append(directory)
+
+
+def _import(spec: str, module_name: str) -> ModuleType:
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if missing != module_name and not module_name.startswith(missing + "."):
+            raise HandlerError(
+                f"handler {spec!r}: the module {module_name} needs {missing}, which is not installed for "
+                f"{sys.executable}"
+            ) from error
+        looked = ", ".join(place or "the current directory" for place in sys.path)
+        raise HandlerError(
+            f"handler {spec!r}: there is no module {missing}; looked in {looked}. "
+            "Start in the directory that holds it, install it, or name the directory in PYTHONPATH"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise HandlerError(f"handler {spec!r}: importing {module_name} failed: {_described(error)}") from error
+
+
+def _no_attribute(spec: str, module: ModuleType, owner: object, where: str, missing: str) -> str:
+    """Say what *owner* has instead of *missing*."""
+    public = [name for name in dir(owner) if not name.startswith("_")]
+    near = difflib.get_close_matches(missing, public, 1)
+    file = getattr(module, "__file__", None) or "built into Python"
+    text = f"handler {spec!r}: {where} ({file}) has no {missing}"
+    if near:
+        text += (
+            f"; did you mean {spec.removesuffix(missing)}{near[0]}?"
+            if spec.endswith(missing)
+            else f"; near is {near[0]}"
+        )
+    here = os.path.abspath(module.__name__.partition(".")[0] + ".py")
+    if os.path.exists(here) and not os.path.samefile(here, file if os.path.exists(file) else os.devnull):
+        text += f" ({here} was not taken: the current directory is looked at last; call that file something else)"
+    return text
+
+
+def _failed(error: BaseException) -> Called:
+    meta = getattr(error, "meta", None)
+    summary = _described(error)
+    if isinstance(error, CommandFailed):
+        # The program failed, not this library: a traceback through it would lead the reader astray.
+        return Called(None, f"{error}\n", summary, error.meta)
+    # The first entry is call() itself.
+    start = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    try:
+        text = "".join(traceback.format_exception(type(error), error, start))
+    except Exception:  # noqa: BLE001 - an exception that cannot be formatted (its own __str__, no memory) is still a failure
+        text = f"{summary} (its traceback could not be written)\n"
+    return Called(None, _tail(text), summary, dict(meta) if isinstance(meta, dict) else {})
+
+
+def _tail(text: str) -> str:
+    """The end of *text*, at most FAILURE_BYTES_MAX bytes of valid UTF-8."""
+    raw = text.encode("utf-8", "backslashreplace")
+    if len(raw) > FAILURE_BYTES_MAX:
+        kept = FAILURE_BYTES_MAX - 64
+        raw = f"[{len(raw) - kept} bytes left out]\n".encode() + raw[-kept:]
+    return raw.decode("utf-8", "ignore")
+
+
+def _described(error: BaseException) -> str:
+    """*error* in one line: a sentence of ours as it is, anything else after its type."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - the exception is the user's, and so is its __str__
+        text = "(its text could not be made)"
+    if isinstance(error, CommandFailed | HandlerError):
+        return _one_line(text)
+    return _one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text[: 4 * SUMMARY_SIZE_MAX].split()).encode("utf-8", "backslashreplace").decode()
+    line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+    return line if len(line) <= SUMMARY_SIZE_MAX else line[: SUMMARY_SIZE_MAX - 4] + " ..."
+
+
+def _wrong(outcome: object) -> str | None:
+    """Say what is wrong with what a handler returned, or None. A queue must be able to trust an outcome."""
+    match outcome:
+        case Done() | Retry(after_s=None) | Reject(reason=str()):
+            return None
+        case Forward(body, str()) if _is_forwardable(body):
+            return None
+        case Retry(after_s=float() | int() as after_s) if not isinstance(after_s, bool) and math.isfinite(after_s):
+            return None
+        case Retry() | Reject() | Forward():
+            return f"the handler returned {outcome!r:.200}, whose value is of the wrong type"
+        case type():
+            return (
+                f"the handler returned the class {outcome.__name__}, not a value of it; write {outcome.__name__}(...)"
+            )
+    kind = type(outcome).__name__
+    return f"the handler returned a value of type {kind}; it may return None, Done, Retry, Reject or Forward"
+
+
+def _is_forwardable(body: object) -> bool:
+    bodies = body if isinstance(body, list | tuple) else [body]
+    return body is None or all(isinstance(each, bytes | str | Path) for each in bodies)
+
+
+def _summary(outcome: Outcome) -> str:
+    match outcome:
+        case Retry(after_s):
+            return "retry" if after_s is None else f"retry after {after_s:g} s"
+        case Reject(reason):
+            return _one_line(f"reject: {reason}")
+        case Forward(_, queue):
+            return _one_line(f"forward to {queue}")
+        case Done():
+            return "done"

@@ -1,0 +1,293 @@
+"""
+keeper - beats, releases and measures for one master, so that workers need not
+
+QueueKeeper is one queue's share: a round of queue.keep() on a timer, orders to
+release the claims of a dead worker at once, and the depth. A pool's keeper process
+runs one thread for each (a hung mount holds up only its own); a lone worker forks
+a keeper for its one queue.
+
+Never deletes a message that was not finished, never blocks a worker. Errors of a
+round are shown on the board and the round is tried again.
+See also: queues.spool_keep (what a round does), orchestrator.keeping (the process).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue as handover
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from workers.board import PROCESS_WORDS, Board, Header, Q, QueueState, QueueText, W, WorkerState, WorkerText
+from workers.errors import NotSupported, OrchestratorError, QueueUnavailable
+from workers.queues import names
+from workers.queues.base import Cause, Consumer, Queue
+from workers.queues.spool import Spool
+from workers.system import SYSTEM, System
+
+log = logging.getLogger(__name__)
+
+MEASURE_S = 1.0  # at least that long between two measures of the depth, and ten times what one takes
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """An order to release the claims of one dead owner. *note* says how it died, for .meta."""
+
+    owner: str
+    cause: Cause
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """An order to measure now: a pass over all queues was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The last order."""
+
+
+Order = Release | Measure | Leave
+
+
+class QueueKeeper:
+    """One queue of one master. ``run`` in a thread or a process of its own; ``orders`` is how it is told things."""
+
+    def __init__(self, open_it: Callable[[], Queue], consumer: Consumer, system: System = SYSTEM) -> None:
+        self.orders: handover.SimpleQueue[Order] = handover.SimpleQueue()
+        self._open_it = open_it
+        self._consumer = consumer
+        self._system = system
+        self._slot = consumer.board.queues[consumer.queue_slot]
+        self._queue: Spool | None = None
+        self._measured_ns = 0
+        self._measure_took_ns = 0
+        self._tick_s = 1.0
+        self._pending: list[Release] = []
+        self._trouble = ""
+
+    # ---- opening
+
+    def open(self) -> None:
+        """Open the queue, try its renames, beat once. Raises OrchestratorError: the queue is refused."""
+        queue = self._open_it()
+        if not isinstance(queue, Spool):
+            raise NotSupported(f"a {queue.protocol} queue cannot be claimed from")
+        queue.directory.check_renames()
+        keeper = queue.keeper(self._consumer)
+        self._tick_s = min(1.0, queue.directory.times.lease_interval_s / 2)
+        try:
+            keeper.lease.beat()
+        except OSError as error:
+            raise QueueUnavailable.at("beat the lease in", queue.directory.leases, error) from error
+        self._queue = queue
+        self.round()
+        self._say(QueueState.READY, "")
+
+    def _say(self, state: QueueState, reason: str) -> None:
+        self._slot.set_text(QueueText.REASON, reason)
+        self._slot.words[Q.READY] = state
+
+    # ---- the loop
+
+    def run(self, report: Callable[[str | None], None] = lambda _: None, is_over: Callable[[], bool] = bool) -> None:
+        """
+        Open, then keep until told to leave or *is_over()*.
+
+        *report* is called once, with None when the queue is ready or the sentence why it is refused.
+        """
+        try:
+            self.open()
+        except OrchestratorError as error:
+            self._say(QueueState.REFUSED, str(error))
+            report(str(error))
+            return
+        report(None)
+        while not is_over():
+            try:
+                order = self.orders.get(timeout=self._tick_s)
+            except handover.Empty:
+                self.round()
+                continue
+            if isinstance(order, Leave):
+                break
+            if isinstance(order, Release):
+                self._pending.append(order)
+            self._release_pending()
+            if isinstance(order, Measure):
+                self.measure()
+        self.leave()
+
+    def round(self) -> None:
+        """One round: keep, release what is still owed, measure when it is time. Errors go to the board."""
+        assert self._queue is not None  # noqa: S101 - open() comes first
+        try:
+            kept = self._queue.keep()
+        except QueueUnavailable as error:
+            if self._trouble != str(error):
+                log.warning("%s: %s", self._queue.url, error)
+                self._trouble = str(error)
+            self._say(QueueState.UNAVAILABLE, str(error))
+            return
+        if self._trouble:
+            log.warning("%s: works again", self._queue.url)
+            self._trouble = ""
+            self._say(QueueState.READY, "")
+        words = self._slot.words
+        words[Q.REAPED_OWNER_DEAD] += kept.owner_dead
+        words[Q.REAPED_LEASE_LOST] += kept.lease_lost
+        words[Q.REAPED_TOO_OLD] += kept.too_old
+        words[Q.REAPED_CRASH_LIMIT] += kept.crash_limit
+        words[Q.REAPED_TEMPORARY] += kept.temporary
+        words[Q.BEATS_FAILED] += not kept.beat_ok
+        self._release_pending()
+        now_ns = self._system.boottime_ns()
+        is_asked = self._consumer.board.header.words[Header.PASS] != words[Q.PASS]
+        if is_asked or now_ns - self._measured_ns >= max(MEASURE_S * 1e9, 10 * self._measure_took_ns):
+            self.measure()
+
+    def _release_pending(self) -> None:
+        assert self._queue is not None  # noqa: S101 - open() comes first
+        while self._pending:
+            order = self._pending[0]
+            try:
+                released = self._queue.release_owner(order.owner, order.cause, order.note)
+            except QueueUnavailable as error:
+                log.warning("%s: %s; tried again", self._queue.url, error)
+                return
+            self._pending.pop(0)
+            for name in released:
+                log.info("%s: %s released, its worker %s", self._queue.url, names.shown(name), order.cause)
+
+    def measure(self) -> None:
+        """Depth and free space onto the board."""
+        assert self._queue is not None  # noqa: S101 - open() comes first
+        words = self._slot.words
+        asked = self._consumer.board.header.words[Header.PASS]
+        start_ns = self._system.boottime_ns()
+        try:
+            depth = self._queue.depth()
+            space = self._system.statvfs(self._queue.directory.path)
+        except (QueueUnavailable, OSError) as error:
+            log.warning("%s: cannot be measured: %s", self._queue.url, error)
+            return
+        words[Q.WAITING], words[Q.CLAIMED], words[Q.DEFERRED] = depth.waiting, depth.claimed, depth.deferred
+        words[Q.ERRORS], words[Q.IGNORED] = depth.errors, depth.ignored
+        words[Q.OLDEST_WAITING_MS] = int(depth.oldest_s.get("waiting", 0) * 1000)
+        words[Q.OLDEST_CLAIMED_MS] = int(depth.oldest_s.get("claimed", 0) * 1000)
+        words[Q.OLDEST_DEFERRED_MS] = int(depth.oldest_s.get("deferred", 0) * 1000)
+        words[Q.OLDEST_ERRORS_MS] = int(depth.oldest_s.get("errors", 0) * 1000)
+        words[Q.FREE_BYTES] = min(space.f_bavail * space.f_frsize, (1 << 63) - 1)
+        words[Q.FREE_INODES] = min(space.f_favail, (1 << 63) - 1)
+        self._measured_ns = self._system.boottime_ns()
+        self._measure_took_ns = self._measured_ns - start_ns
+        words[Q.MEASURE_NS] = self._measure_took_ns
+        words[Q.MEASURED_MS] = self._system.wall_ns() // 1_000_000
+        # ORDER: the answer last, when every figure above is of this pass. See test_until_empty_waits_for_what_is_in_hand.
+        words[Q.PASS] = asked
+
+    def leave(self) -> None:
+        """The last release, then the lease goes."""
+        if self._queue is None:
+            return
+        with contextlib.suppress(handover.Empty):
+            while True:
+                order = self.orders.get_nowait()
+                if isinstance(order, Release):
+                    self._pending.append(order)
+        self._release_pending()
+        self._queue.keeper_side().leave()
+
+
+# ---- a worker without a master
+
+
+def attach_alone(queue: Queue, *, index: int = 0, system: System = SYSTEM) -> Consumer:
+    """
+    Make this process the only worker of a master of its own: a board in shared memory, and a forked keeper.
+
+    Main thread only (the keeper dies with the thread that forked it). Raises what opening raises.
+    """
+    if not isinstance(queue, Spool):
+        raise NotSupported(f"a {queue.protocol} queue cannot be claimed from")
+    board = Board.create()
+    queue_slot = board.take_queue(os.path.basename(queue.directory.path), queue.url)
+    consumer = Consumer(
+        master=names.master_name(queue.host, system),
+        board=board,
+        queue_slot=queue_slot,
+        worker_slot=board.take_worker(queue_slot, index),
+        index=index,
+    )
+    words = board.worker(consumer.worker_slot).words
+    words[W.PID], words[W.STATE] = os.getpid(), WorkerState.STARTING
+    keeper = QueueKeeper(lambda: queue, consumer, system)
+    reader, writer = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        _keep_alone(keeper, consumer, writer, parent)
+    os.close(writer)
+    with open(reader, "rb") as answer:
+        said = answer.read().decode("utf-8", "replace")
+    if said != "ready":
+        os.waitpid(pid, 0)
+        raise QueueUnavailable(said or "the keeper died while it opened the queue")
+    queue.attach(consumer)
+    queue.on_close = lambda: _end_keeper(pid)
+    return consumer
+
+
+def _keep_alone(keeper: QueueKeeper, consumer: Consumer, writer: int, parent: int) -> None:
+    """The keeper process of a lone worker. Never returns."""
+    code = 1
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, lambda *_: keeper.orders.put(Leave()))
+        signal.set_wakeup_fd(-1)
+
+        def report(refused: str | None) -> None:
+            os.write(writer, (refused or "ready").encode())
+            os.close(writer)
+
+        def is_over() -> bool:
+            # A worker that was stopped by a signal must not look alive: the beat waits as long as it is.
+            while SYSTEM.is_stopped(parent) and os.getppid() == parent:
+                time.sleep(0.05)
+            return os.getppid() != parent
+
+        keeper.run(report, is_over)
+        if os.getppid() != parent:
+            _release_dead_parent(keeper, consumer)
+        code = 0
+    except BaseException:
+        log.exception("the keeper failed")
+    finally:
+        os._exit(code)
+
+
+def _release_dead_parent(keeper: QueueKeeper, consumer: Consumer) -> None:
+    slot = consumer.board.worker(consumer.worker_slot)
+    if slot.words[W.CHILD_GROUP]:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(slot.words[W.CHILD_GROUP], signal.SIGKILL)
+    owner = slot.text(WorkerText.OWNER)
+    is_asked = slot.words[W.STATE] == WorkerState.STOPPING
+    slot.clear(PROCESS_WORDS, (WorkerText.OWNER, WorkerText.MESSAGE))
+    if owner:
+        keeper.orders.put(Release(owner, "stopped" if is_asked else "died", "a worker without a master"))
+    keeper.leave()
+
+
+def _end_keeper(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGUSR1)
+        os.waitpid(pid, 0)

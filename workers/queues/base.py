@@ -1,0 +1,279 @@
+"""
+base - the one contract every pool, keeper, command and contract test runs on
+
+Every protocol is an adapter with the same few verbs. What it cannot do it does
+not declare in *capabilities*, and an option that asks for it is refused at start
+with a sentence that names both.
+
+Delivery is at least once: after a crash or a lost lease a message may be handled
+twice; it is never lost, never half visible, and no two live claimers settle it.
+See also: spool (the protocol of this project), tests/contract (what all must do).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+from workers.board import Board
+from workers.errors import NotSupported
+from workers.message import Body, Claim
+
+Order = Literal["fifo", "any"]
+Cause = Literal["died", "timeout", "stopped", "unknown"]  # of a worker's end, as its keeper is told
+State = Literal["waiting", "claimed", "deferred", "errors", "done"]
+STATES: tuple[State, ...] = ("waiting", "claimed", "deferred", "errors", "done")
+
+
+class Capability(Enum):
+    """What a protocol may be able to do beyond put and claim."""
+
+    NAME = "name"
+    DELAY = "delay"
+    DURABLE = "durable"
+    DEFER = "defer"
+    ERRORS = "errors"
+    ORDER = "order"
+    PAUSE = "pause"
+    KEEP_DONE = "keep_done"
+    ATOMIC_FORWARD = "atomic_forward"
+    CLAIM = "claim"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """
+    How a queue is used; times in seconds. None for a lease time means the queue's own.
+
+    Attributes:
+        order: fifo by Message.name, best effort; any is cheaper with a large backlog.
+        max_attempts: at that many failures a message goes to errors/.
+        crash_limit: at that many workers dead with it in hand it goes to errors/.
+        stale_after_s: age at which flat foreign claims and abandoned tmp/ files are reaped.
+        keep_done_s: None unlinks finished messages; else they stay in done/ that long.
+        keep_errors_s: None keeps errors/ for ever.
+        create: make the queue where only its parent exists.
+        reap_foreign: also give back flat claims whose names are not unique by shape.
+    """
+
+    order: Order = "fifo"
+    max_attempts: int = 5
+    retry_backoff_s: float = 1.0
+    retry_backoff_s_max: float = 300.0
+    crash_limit: int = 3
+    lease_interval_s: float | None = None
+    lease_timeout_s: float | None = None
+    stale_after_s: float | None = None
+    keep_done_s: float | None = None
+    keep_errors_s: float | None = None
+    create: bool = False
+    reap_foreign: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """
+    Who claims: one worker of one master, with its place on the board.
+
+    Attributes:
+        master: name of the master's lease, one for each incarnation.
+        worker_slot, queue_slot: numbers on *board*.
+        index: of the worker; count: workers of this queue on this host (they start apart).
+    """
+
+    master: str
+    board: Board
+    queue_slot: int
+    worker_slot: int = 0
+    index: int = 0
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """Messages by state; oldest ages in seconds, 0.0 when empty (foreign names: mtime, of at most 1,000)."""
+
+    waiting: int = 0
+    claimed: int = 0
+    deferred: int = 0
+    errors: int = 0
+    ignored: int = 0
+    oldest_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One line of list(): where a message is and what its name says."""
+
+    name: str
+    state: State
+    path: str
+    attempt: int = 1
+    crashes: int = 0
+    owner: str | None = None
+    due_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What show() knows of one message. *meta* is what errors/ keeps beside it, or None."""
+
+    listed: Listed
+    size: int
+    modified_at: float
+    enqueued_at: float
+    meta: dict[str, object] | None = None
+
+
+@dataclass(slots=True)
+class Kept:
+    """What one keeper round did, per kind and reason."""
+
+    owner_dead: int = 0
+    lease_lost: int = 0
+    too_old: int = 0
+    crash_limit: int = 0
+    temporary: int = 0
+    due: int = 0
+    pruned: int = 0
+    beat_ok: bool = True
+
+
+Waiter = Callable[[float], bool]  # wait(timeout_s): True when there may be a message
+
+
+class Queue(ABC):
+    """One queue, opened. See QUEUE verbs in the module's manual; errors are those of workers.errors."""
+
+    url: str
+    protocol: str
+    capabilities: frozenset[Capability]
+    settings: Settings
+
+    # ---- producers
+
+    @abstractmethod
+    def put(
+        self,
+        body: Body,
+        name: str | None = None,
+        *,
+        priority: int | None = None,
+        delay: float = 0,
+        durable: bool | None = None,
+    ) -> str | None:
+        """
+        Enter one message, complete or not at all; its name.
+
+        *body*: bytes, text (UTF-8) or the Path of a regular file to copy. *delay* in seconds.
+        *durable* None is as far as the protocol can, True is refused where it cannot.
+        Raises MessageExists, InvalidName, QueueFull, QueueUnavailable, NotSupported.
+        """
+
+    def put_many(self, bodies: Sequence[Body], *, durable: bool | None = None) -> list[str]:
+        """Enter a batch; its names. An error carries the names that were entered before it."""
+        return [name for body in bodies if (name := self.put(body, durable=durable)) is not None]
+
+    # ---- consumers
+
+    def attach(self, consumer: Consumer) -> None:
+        """Say who claims. Before the first claim, in the process that will claim."""
+        raise NotSupported(f"a {self.protocol} queue cannot be claimed from")
+
+    def claim(self) -> Claim | None:
+        """Take one message exclusively, or None. Never blocks."""
+        return None
+
+    def done(self, claim: Claim) -> None:
+        """Finish it. Raises ClaimLost when it was given to another meanwhile."""
+        raise NotSupported(f"a {self.protocol} queue has nothing to settle")
+
+    def retry(self, claim: Claim, after_s: float | None = None, meta: dict[str, object] | None = None) -> bool:
+        """Count an attempt and defer it; False when that was the last attempt and it went to errors/ with *meta*."""
+        raise NotSupported(f"a {self.protocol} queue has nothing to settle")
+
+    def reject(self, claim: Claim, reason: str, meta: dict[str, object] | None = None) -> None:
+        """Move it to errors/ with *reason*."""
+        raise NotSupported(f"a {self.protocol} queue has nothing to settle")
+
+    def release(self, claim: Claim) -> None:
+        """Give it back as it was: no attempt, no crash counted."""
+        raise NotSupported(f"a {self.protocol} queue has nothing to settle")
+
+    def forward(self, claim: Claim, queue: Queue, bodies: Sequence[Body] | None = None) -> None:
+        """Hand it on to *queue* and finish it here; None hands on the file as it is."""
+        raise NotSupported(f"a {self.protocol} queue has nothing to settle")
+
+    def settled(self, claim: Claim) -> None:
+        """Forget the claim in hand and close what it holds open; after every settle, however it ended."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Block until there may be a message, at most *timeout_s*."""
+        raise NotSupported(f"a {self.protocol} queue cannot be waited for")
+
+    def watch_directory(self) -> str | None:
+        """The directory whose arrivals an inotify watcher may watch; None where only polling sees them."""
+        return None
+
+    def settle_leftovers(self) -> None:
+        """Look at what lies in our own directory and is no claim in hand. When idle, and at exit."""
+
+    def detach(self) -> None:
+        """Leave: nothing is in hand, take our own directory away."""
+
+    # ---- the keeper
+
+    def keep(self) -> Kept:
+        """One bounded round: beat, looks, releases, due, prune. Keeper only."""
+        raise NotSupported(f"a {self.protocol} queue needs no keeper")
+
+    def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
+        """Give back the claims of one dead owner; their names. Keeper only."""
+        raise NotSupported(f"a {self.protocol} queue needs no keeper")
+
+    # ---- the operator; reads only, unless the verb says otherwise
+
+    @abstractmethod
+    def depth(self) -> Depth:
+        """Count messages by state."""
+
+    def list(self, state: State | None = None) -> Iterator[Listed]:
+        """Each message of *state*, or of all."""
+        return iter(())
+
+    def show(self, name: str) -> Sequence[Shown]:
+        """Everything known of the message(s) called *name*."""
+        return []
+
+    def requeue(self, name: str) -> int:
+        """Move *name* from errors/ back into incoming/, counts at zero; how many."""
+        raise NotSupported(f"a {self.protocol} queue has no errors/")
+
+    def pause(self) -> None:
+        """Nobody claims until resume(); what is in hand is finished."""
+        raise NotSupported(f"a {self.protocol} queue cannot be paused")
+
+    def resume(self) -> None:
+        """End pause()."""
+        raise NotSupported(f"a {self.protocol} queue cannot be paused")
+
+    def is_paused(self) -> bool:
+        """Whether pause() is in force."""
+        return False
+
+    def close(self) -> None:
+        """Give back what the process holds (descriptors, a keeper of its own)."""
+
+    def __enter__(self) -> Queue:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def needs(self, capability: Capability, option: str) -> None:
+        """Refuse *option* unless the protocol has *capability*."""
+        if capability not in self.capabilities:
+            raise NotSupported(f"{option} is not possible: a {self.protocol} queue has no {capability.value}")

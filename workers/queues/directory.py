@@ -1,0 +1,289 @@
+"""
+directory - the directories of a spool queue, and moves between them that are never in doubt
+
+Every state is a directory, every change of state one rename. On a local filesystem
+the answer of a call is the truth. On a network filesystem an error is "unknown":
+the server may have renamed and the reply been lost, so we look, by listing with a
+fresh opendir and never by stat (which may be answered from a cache for half a minute).
+
+Raises: QueueUnavailable, QueueMissing, QueueRefused; an OSError only from the
+methods that say so.
+Source: rename(2) and link(2), BUGS; reproduced on NFS v3 and v4.2.
+See also: SPOOL.md, spool (the verbs), lease.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from dataclasses import dataclass
+
+from workers.errors import QueueMissing, QueueRefused, QueueUnavailable
+from workers.queues.base import Settings
+from workers.system import System
+
+FORMAT = 1
+LEASE_INTERVAL_S, LEASE_TIMEOUT_S, STALE_AFTER_S = 5.0, 60.0, 600.0
+STATE_DIRECTORIES = ("incoming", "pending", "errors", "tmp", "deferred")
+FOREIGN_DIRECTORIES = ("incoming", "pending", "errors", "tmp")  # what a filer program makes
+UNKNOWN = frozenset({errno.ENOENT, errno.EEXIST, errno.EIO, errno.ETIMEDOUT, errno.ESTALE})
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """The times that belong to the queue and are the same for everybody; seconds."""
+
+    lease_interval_s: float = LEASE_INTERVAL_S
+    lease_timeout_s: float = LEASE_TIMEOUT_S
+    stale_after_s: float = STALE_AFTER_S
+
+    @property
+    def looks(self) -> int:
+        """Consecutive looks without a change after which a lease is lost."""
+        return math.ceil(self.lease_timeout_s / self.lease_interval_s) + 1
+
+
+class Directory:
+    """The paths of one queue and the calls on them. Holds no descriptor."""
+
+    def __init__(self, path: str, system: System) -> None:
+        self.path = os.path.abspath(path)
+        self.system = system
+        self.incoming, self.pending, self.errors, self.tmp, self.deferred = (
+            os.path.join(self.path, name) for name in STATE_DIRECTORIES
+        )
+        self.done = os.path.join(self.path, "done")
+        self.pool = os.path.join(self.path, ".pool")
+        self.leases = os.path.join(self.pool, "leases")
+        self.network: str | None = None
+        self.id = ""
+        self.times = Times()
+
+    # ---- opening
+
+    def open(self, settings: Settings) -> None:
+        """Find the queue, or make it when *settings* says create and its parent exists."""
+        is_there = os.path.isdir(self.incoming)
+        if not is_there and not settings.create:
+            raise QueueMissing(f"there is no queue at {self.path}: it has no incoming/ (orchestrator put makes one)")
+        self.network = self.system.network_filesystem(self.path if is_there else os.path.dirname(self.path))
+        try:
+            if settings.create:
+                self._create(settings, is_there)
+            self._read_format(settings)
+        except OSError as error:
+            raise QueueUnavailable.at("open the queue", error.filename or self.path, error) from error
+
+    def _create(self, settings: Settings, is_there: bool) -> None:
+        if not is_there:
+            parent = os.path.dirname(self.path)
+            if not os.path.isdir(parent):
+                raise QueueMissing(f"cannot make the queue {self.path}: its parent directory does not exist")
+            self._mkdir(self.path)
+            others = set(self.system.listdir(self.path)) - {*STATE_DIRECTORIES, ".pool", "done"}
+            if others:
+                raise QueueRefused(
+                    f"{self.path} is no queue and not empty; name a new or an empty directory "
+                    "(a queue is a directory that holds incoming/)"
+                )
+        for path in (self.incoming, self.pending, self.errors, self.tmp, self.deferred, self.pool, self.leases):
+            self._mkdir(path)
+        if settings.keep_done_s is not None:
+            self._mkdir(self.done)
+        interval = settings.lease_interval_s or LEASE_INTERVAL_S
+        timeout = settings.lease_timeout_s or LEASE_TIMEOUT_S
+        stale = settings.stale_after_s or STALE_AFTER_S
+        text = {"format": FORMAT, "lease_interval_s": interval, "lease_timeout_s": timeout, "stale_after_s": stale}
+        self._write_once("format", json.dumps(text, sort_keys=True) + "\n")
+        self._write_once("id", self.system.random_bytes(16).hex() + "\n")
+
+    def _mkdir(self, path: str) -> None:
+        try:
+            self.system.mkdir(path)
+        except FileExistsError:
+            if not os.path.isdir(path) or os.path.islink(path):
+                raise QueueRefused(f"{path} is in the way: it is no directory of the queue") from None
+
+    def _write_once(self, name: str, text: str) -> None:
+        """Make .pool/NAME with *text* unless it is there; complete or not at all, also with several makers."""
+        target = os.path.join(self.pool, name)
+        if os.path.exists(target):
+            return
+        fresh = os.path.join(self.pool, f".{name}.{self.system.random_bytes(8).hex()}")
+        self.write_file(fresh, text.encode(), durable=True)
+        try:
+            self.system.link(fresh, target)
+        except FileExistsError:
+            pass
+        except PermissionError:  # a filesystem without hard links; two makers at once write the same kind of text
+            self.system.rename(fresh, target)
+            return
+        self.system.unlink(fresh)
+
+    def _read_format(self, settings: Settings) -> None:
+        try:
+            found = json.loads(self._read(os.path.join(self.pool, "format")))
+            self.id = self._read(os.path.join(self.pool, "id")).strip()
+        except FileNotFoundError:
+            return  # a foreign filer's queue: may be put into and looked at, and becomes ours with create
+        except ValueError as error:
+            raise QueueRefused(f"{self.pool}/format is damaged ({error}); compare it with SPOOL.md") from error
+        if not isinstance(found, dict) or not isinstance(found.get("format"), int):
+            raise QueueRefused(f"{self.pool}/format is damaged; compare it with SPOOL.md")
+        if found["format"] > FORMAT:
+            raise QueueRefused(f"{self.path} has format {found['format']}, this program knows up to {FORMAT}: update it")
+        own = {}
+        for key, standard in (
+            ("lease_interval_s", LEASE_INTERVAL_S),
+            ("lease_timeout_s", LEASE_TIMEOUT_S),
+            ("stale_after_s", STALE_AFTER_S),
+        ):
+            own[key] = found.get(key, standard)
+            if not isinstance(own[key], int | float) or isinstance(own[key], bool) or own[key] <= 0:
+                raise QueueRefused(f"{self.pool}/format: {key} must be a number above 0")
+            wanted = getattr(settings, key)
+            if wanted is not None and wanted != own[key]:
+                option = key.removesuffix("_s")
+                raise QueueRefused(
+                    f"{option} = {wanted:g}s was configured, but the queue {self.path} has {own[key]:g}s, and all who "
+                    f"use a queue must agree: leave {option} out, or change {self.pool}/format while nobody runs"
+                )
+        self.times = Times(**own)
+
+    def _read(self, path: str) -> str:
+        fd = self.system.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return self.system.read(fd, 65536).decode("utf-8")
+        finally:
+            self.system.close(fd)
+
+    def is_same(self) -> bool:
+        """Whether the queue is still the one that was opened: a lost mount shows another id, or none."""
+        try:
+            return self._read(os.path.join(self.pool, "id")).strip() == self.id
+        except OSError:
+            return False
+
+    def check_renames(self) -> None:
+        """Rename a real file through all directories: equal device numbers are no proof (quotas, bind mounts)."""
+        probe = f".probe.{self.system.random_bytes(8).hex()}"
+        places = [self.tmp, self.incoming, self.pending, self.deferred, self.errors]
+        if os.path.isdir(self.done):
+            places.append(self.done)
+        places.append(self.tmp)
+        here = os.path.join(self.tmp, probe)
+        try:
+            self.write_file(here, b"", durable=False)
+            for place in places[1:]:
+                there = os.path.join(place, probe)
+                self.system.rename(here, there)
+                here = there
+            self.system.unlink(here)
+        except OSError as error:
+            raise QueueRefused(
+                f"the queue {self.path} cannot be used: renaming between its directories fails at "
+                f"{error.filename2 or error.filename}: {error.strerror}; all must be writable and on one filesystem"
+            ) from error
+
+    # ---- moves
+
+    def move(self, source: str, target_directory: str, name: str) -> bool:
+        """
+        Rename *source* to *name* in *target_directory*; False when *source* was gone.
+
+        *name* must be one that nobody else can make (a fresh token), so finding it there
+        proves that our rename happened. Raises OSError.
+        """
+        try:
+            self.system.rename(source, os.path.join(target_directory, name))
+        except OSError as error:
+            if self.network is None:
+                if error.errno == errno.ENOENT:
+                    return False
+                raise
+            if error.errno not in UNKNOWN:
+                raise
+            if name in self.system.listdir(target_directory):
+                return True
+            if error.errno == errno.ENOENT or not self.is_listed(source):
+                return False
+            raise
+        return True
+
+    def remove(self, path: str) -> bool:
+        """Unlink *path*; False when it was gone (on a network filesystem: or our own call took it). Raises OSError."""
+        try:
+            self.system.unlink(path)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            if self.network is None or error.errno not in UNKNOWN or self.is_listed(path):
+                raise
+            return False
+        return True
+
+    def is_listed(self, path: str) -> bool:
+        """Whether a fresh listing of its directory shows *path*. False when the directory is gone; raises OSError."""
+        directory, name = os.path.split(path)
+        try:
+            return name in self.system.listdir(directory)
+        except FileNotFoundError:
+            return False
+
+    # ---- files
+
+    def write_file(self, path: str, body: bytes, *, durable: bool) -> os.stat_result:
+        """Make *path* with *body*, all of it; nothing is left when that fails. Raises OSError."""
+        fd = self.system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            try:
+                view = memoryview(body)
+                while view:
+                    view = view[self.system.write(fd, view) :]
+                if durable:
+                    self.system.fsync(fd)
+                found = self.system.fstat(fd)
+            finally:
+                self.system.close(fd)
+        except BaseException:
+            self.forget(path)
+            raise
+        return found
+
+    def copy_file(self, source: str, path: str, *, durable: bool) -> os.stat_result:
+        """Copy the regular file *source* to the new *path*; nothing is left when that fails. Raises OSError."""
+        reader = self.system.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if not is_regular(self.system.fstat(reader)):
+                raise OSError(errno.EINVAL, "is no regular file", source)
+            fd = self.system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            try:
+                try:
+                    while part := self.system.read(reader, 1 << 20):
+                        view = memoryview(part)
+                        while view:
+                            view = view[self.system.write(fd, view) :]
+                    if durable:
+                        self.system.fsync(fd)
+                    return self.system.fstat(fd)
+                finally:
+                    self.system.close(fd)
+            except BaseException:
+                self.forget(path)
+                raise
+        finally:
+            self.system.close(reader)
+
+    def forget(self, path: str) -> None:
+        """Unlink a file of ours that nobody was promised; if that fails too, the reaper of tmp/ finds it."""
+        try:
+            self.system.unlink(path)
+        except OSError:
+            return
+
+
+def is_regular(found: os.stat_result) -> bool:
+    """Whether a stat result is that of a regular file."""
+    return (found.st_mode & 0o170000) == 0o100000

@@ -1,0 +1,73 @@
+"""
+open - from a URL to a queue
+
+    spool:PATH, or a bare PATH     this project's protocol (see SPOOL.md)
+    null:                          forgets what it is given
+
+``open_queue(url)`` can put and look; with ``consume=True`` it also may claim, and
+forks a keeper of its own that beats the lease while the process lives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import socket
+
+from workers.errors import QueueRefused
+from workers.queues.base import Queue, Settings
+from workers.queues.null import Null
+from workers.queues.spool import Spool
+from workers.system import SYSTEM, System
+
+SCHEMES = ("spool", "null")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+-]*):(.*)", re.DOTALL)
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """(scheme, rest); a bare path is spool:. Raises QueueRefused for a scheme that is not known."""
+    found = _SCHEME.match(url)
+    if found is None or "/" in found[1]:
+        scheme, rest = "spool", url
+    else:
+        scheme, rest = found[1].lower(), found[2]
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}:" for name in SCHEMES)
+        raise QueueRefused(f"{url!r}: no queue protocol is called {scheme!r}; there is {known} (a bare path is spool:)")
+    if scheme != "null" and not rest:
+        raise QueueRefused(f"{url!r} names no place: write {scheme}:PATH")
+    return scheme, rest
+
+
+def default_host() -> str:
+    """This host's name as far as it may stand in a message's name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "localhost"
+
+
+def open_queue(
+    url: str,
+    *,
+    create: bool = False,
+    consume: bool = False,
+    settings: Settings | None = None,
+    host: str | None = None,
+    system: System = SYSTEM,
+) -> Queue:
+    """
+    Open the queue at *url*.
+
+    *create* makes it where only its parent exists. *consume* makes it ready to claim from (main
+    thread only: it forks a keeper, which ends with this process). Raises QueueMissing,
+    QueueRefused, QueueUnavailable.
+    """
+    scheme, rest = split_url(url)
+    chosen = settings or Settings()
+    if create:
+        chosen = dataclasses.replace(chosen, create=True)
+    queue: Queue
+    queue = Null(chosen) if scheme == "null" else Spool(rest, chosen, system=system, host=host or default_host())
+    if consume:
+        from workers.keeper import attach_alone  # noqa: PLC0415 - only who consumes needs the keeper
+
+        attach_alone(queue)
+    return queue

@@ -1,0 +1,87 @@
+"""
+scan - which name to try next: one reader's look at incoming/
+
+A name that was read is a hint, never a claim. fifo keeps the smallest names of a
+scan, in order, bounded in number; any takes them as the directory gives them. Of a
+long list every worker of a host takes its own slices first, so that workers that
+scan at the same moment do not race for the same names.
+
+The shared scan of all workers of a host (the feeder) will take this class's place
+in front of the claim; nothing else knows where names come from.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import deque
+from collections.abc import Iterator
+
+from workers.queues import names
+from workers.queues.base import Order
+from workers.system import System
+
+BATCH = 4096  # names kept of one scan: about half a megabyte
+SLICE = 16
+
+
+class Scan:
+    """The names of one directory, a batch at a time."""
+
+    def __init__(self, directory: str, order: Order, system: System, index: int = 0, count: int = 1) -> None:
+        self._directory = directory
+        self._order = order
+        self._system = system
+        self._index, self._count = index, max(count, 1)
+        self._names: deque[str] = deque()
+        self.odd: set[str] = set()  # names read that are no regular files
+        self.ignored: set[str] = set()  # directories seen by the last scan
+
+    def next(self) -> str | None:
+        """The next name to try; None when a fresh scan found nothing. Raises OSError."""
+        if not self._names and not self._fill():
+            return None
+        return self._names.popleft()
+
+    def forget(self) -> None:
+        """Drop the names read ahead (after a pause, a lost lease)."""
+        self._names.clear()
+
+    def _fill(self) -> bool:
+        with self._system.scandir(self._directory) as entries:
+            if self._order == "fifo":
+                batch = heapq.nsmallest(BATCH, self._takeable(entries), key=_by_name)
+            else:
+                batch = [name for name, _ in zip(self._takeable(entries), range(BATCH), strict=False)]
+        self._names.extend(self._own_first(batch))
+        return bool(batch)
+
+    def _takeable(self, entries: Iterator[os.DirEntry[str]]) -> Iterator[str]:
+        self.odd.clear()
+        directories = set()
+        for entry in entries:
+            name = entry.name
+            if names.is_ignored(name):
+                continue
+            if not entry.is_file(follow_symlinks=False):
+                if entry.is_dir(follow_symlinks=False):
+                    directories.add(name)
+                    continue
+                self.odd.add(name)
+            yield name
+        self.ignored = directories
+
+    def _own_first(self, batch: list[str]) -> list[str]:
+        if self._count == 1:
+            return batch
+        if len(batch) <= self._count * SLICE:
+            start = len(batch) * self._index // self._count
+            return batch[start:] + batch[:start]
+        step = self._count * SLICE
+        own = self._index % self._count * SLICE
+        # The rest is left to the scan after this one: it shows what the others have not taken.
+        return [name for start in range(own, len(batch), step) for name in batch[start : start + SLICE]]
+
+
+def _by_name(file: str) -> str:
+    return names.parse(file).name if file[:1] == "t" else file

@@ -1,0 +1,335 @@
+"""
+spool_keep - the keeper's side of a spool queue: beat, looks, releases, due, prune
+
+One bounded round a call of keep(), on a timer. Nothing here deletes a message that
+was not finished: a claim goes back to incoming/, to deferred/ or to errors/.
+
+Raises: QueueUnavailable; the round is tried again. Keeper only.
+See also: SPOOL.md "Who releases what", lease (beats and looks), keeper (the timer).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from workers.board import Q, WorkerText
+from workers.errors import QueueUnavailable
+from workers.queues import names
+from workers.queues.base import Cause, Consumer, Kept
+from workers.queues.lease import Lease, Looks
+from workers.queues.spool_look import is_meta
+
+if TYPE_CHECKING:
+    from workers.queues.spool import Spool
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 5.0  # tmp/, flat claims and done/ are looked at no more often
+
+
+class SpoolKeeper:
+    """What one keeper does for one queue and one master."""
+
+    def __init__(self, spool: Spool, consumer: Consumer) -> None:
+        self._spool = spool
+        self._directory = spool.directory
+        self._system = spool.system
+        self._consumer = consumer
+        self._slot = consumer.board.queues[consumer.queue_slot]
+        self.lease = Lease(self._directory, consumer.master, self._slot)
+        self._looks = Looks(self._directory, self.lease)
+        self._kernel8 = self._system.kernel8(spool.host)
+        self._parsed_master = names.parse_master(consumer.master)
+        self._unlisted: set[str] = set()
+        self._beat_ns = 0
+        self._swept_ns = 0
+        self._strange: set[str] = set()
+
+    # ---- the round
+
+    def keep(self) -> Kept:
+        """One round; what it did."""
+        kept = Kept()
+        try:
+            listing = self._system.listdir(self._directory.pool)
+            if "id" not in listing or not self._directory.is_same():
+                raise OSError(errno.ESTALE, "another queue, or none, is there now: was the mount lost?")
+            self._slot.words[Q.PAUSED] = 1 if "PAUSED" in listing else 0
+            kept.beat_ok = self._beat_when_due()
+            owners = self._owners()
+            self._release_unlisted(owners, kept)
+            self._release_dead_neighbours(owners, kept)
+            if self._looks.is_due():
+                self._looks.look({owner.master for owner in owners.values()})
+                self._release_lost(owners, kept)
+            self._move_due(kept)
+            now_ns = self._system.boottime_ns()
+            if now_ns - self._swept_ns >= SWEEP_S * 1e9:
+                self._swept_ns = now_ns
+                self._sweep(kept)
+        except OSError as error:
+            raise QueueUnavailable.at("keep", error.filename or self._directory.path, error) from error
+        return kept
+
+    def _beat_when_due(self) -> bool:
+        now_ns = self._system.boottime_ns()
+        if now_ns - self._beat_ns < self._directory.times.lease_interval_s * 1e9 and self.lease.is_good:
+            return True
+        self._beat_ns = now_ns
+        if self.lease.beat():
+            return True
+        log.warning("%s: the lease %s was gone and is made again", self._spool.url, self.lease.master)
+        return False
+
+    def _owners(self) -> dict[str, names.Owner]:
+        found = {}
+        for entry in self._system.listdir(self._directory.pending):
+            owner = names.parse_owner(entry)
+            if owner is not None:
+                found[entry] = owner
+        return found
+
+    def _on_board(self) -> set[str] | None:
+        """The owners that the board lists for this queue; None while one of them is being written."""
+        board = self._consumer.board
+        listed = set()
+        for number in board.worker_numbers(self._consumer.queue_slot):
+            text = board.worker(number).text(WorkerText.OWNER)
+            if text is None:
+                return None
+            listed.add(text)
+        return listed
+
+    def _release_unlisted(self, owners: dict[str, names.Owner], kept: Kept) -> None:
+        # ORDER: pending/ was listed first, the board is read after. See test_H32_board_comes_before_mkdir.
+        mine = {directory for directory, owner in owners.items() if owner.master == self._consumer.master}
+        listed = self._on_board() if mine else set()
+        if listed is None:
+            return
+        unlisted = mine - listed
+        # Only in the second round: the master takes a dead owner off the board first and says why a moment later,
+        # and the reason decides whether a crash is counted.
+        for directory in unlisted & self._unlisted:
+            self._release(directory, "unknown", "its worker is gone from the board", kept)
+            kept.owner_dead += 1
+        self._unlisted = unlisted
+
+    def _release_dead_neighbours(self, owners: dict[str, names.Owner], kept: Kept) -> None:
+        for directory, owner in owners.items():
+            if owner.master == self._consumer.master or owner.kernel8 != self._kernel8:
+                continue
+            if self._system.is_alive(owner.master_pid, owner.master_start) is not False:
+                continue
+            if self._system.is_alive(owner.pid, owner.start) is not False:
+                continue
+            if self._system.start_ticks(owner.pid) is None:
+                # The session's number is not used again while a process is left in it, so these are the worker's own.
+                self._system.kill_session(owner.pid)
+            self._release(directory, "unknown", "its master and its worker are gone", kept)
+            kept.owner_dead += 1
+
+    def _release_lost(self, owners: dict[str, names.Owner], kept: Kept) -> None:
+        for master in self._looks.lost():
+            for directory, owner in owners.items():
+                if owner.master != master:
+                    continue
+                if not self._looks.is_still_lost(master):
+                    break
+                log.warning("%s: the lease of %s is lost, its claims go back", self._spool.url, directory)
+                self._release(directory, "unknown", "its lease was lost", kept)
+                kept.lease_lost += 1
+                self._beat_when_due()
+            else:
+                if not any(owner.master == master for owner in self._owners().values()):
+                    self._looks.remove(master)
+
+    # ---- releases
+
+    def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
+        """See Queue.release_owner."""
+        kept = Kept()
+        try:
+            released = self._release(owner, cause, note, kept)
+        except OSError as error:
+            raise QueueUnavailable.at("release", error.filename or owner, error) from error
+        self._slot.words[Q.REAPED_CRASH_LIMIT] += kept.crash_limit
+        if released and cause != "stopped":
+            self._slot.words[Q.REAPED_OWNER_DEAD] += 1
+        return released
+
+    def _release(self, owner: str, cause: Cause, note: str, kept: Kept) -> list[str]:
+        place = os.path.join(self._directory.pending, owner)
+        released = []
+        try:
+            files = self._system.listdir(place)
+        except FileNotFoundError:
+            return []
+        for file in files:
+            if file.startswith(".nfs"):
+                continue
+            self._beat_when_due()
+            mark = names.parse(file)
+            if not mark.token:
+                self._spool.to_errors_as_left(os.path.join(place, file), "left by a handler")
+            elif self._release_one(place, file, mark, owner, cause, note, kept):
+                released.append(mark.name)
+        try:
+            self._system.rmdir(place)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise  # else: something came in meanwhile; the next round finishes it
+        self._unlisted.discard(owner)
+        return released
+
+    def _release_one(
+        self, place: str, file: str, mark: names.Marked, owner: str, cause: Cause, note: str, kept: Kept
+    ) -> bool:
+        attempts, crashes = mark.attempts, mark.crashes
+        settings = self._spool.settings
+        token = self._spool.tokens.token(mark.name)
+        target, prefix, reason = self._directory.incoming, "", ""
+        if cause in ("died", "unknown"):
+            crashes += 1
+            if crashes >= settings.crash_limit:
+                reason = f"its worker died {crashes} times with it in hand"
+                kept.crash_limit += 1
+        elif cause == "timeout":
+            attempts += 1
+            if attempts >= settings.max_attempts:
+                reason = f"failed {attempts} times, the last time by its time limit"
+            else:
+                due = self.lease.filesystem_now_ns() / 1e9 + self._spool.backoff_s(attempts)
+                target, prefix = self._directory.deferred, f"{int(-(-due // 1))}."
+        if reason:
+            target = self._directory.errors
+        name = names.marked(attempts, crashes, token, mark.name)
+        if not self._directory.move(os.path.join(place, file), target, prefix + name):
+            return False
+        if reason:
+            # A poison message is counted as such only when its place in errors/ is durable.
+            self._system.fsync_directory(self._directory.errors)
+            self._spool.write_meta(name, self._facts(mark, attempts, crashes, owner, cause, note, reason))
+        return True
+
+    def _facts(
+        self, mark: names.Marked, attempts: int, crashes: int, owner: str, cause: Cause, note: str, reason: str
+    ) -> dict[str, object]:
+        from workers.queues.spool import iso  # noqa: PLC0415 - spool imports this module
+
+        parsed = names.parse_owner(owner)
+        enqueued = names.enqueued_at(mark.name)
+        return {
+            "name": mark.name,
+            "reason": reason,
+            "cause": cause,
+            "note": note,
+            "attempts": attempts,
+            "crashes": crashes,
+            "queue": self._spool.url,
+            "host": parsed.host if parsed else None,
+            "worker": parsed.index if parsed else None,
+            "pid": parsed.pid if parsed else None,
+            "owner": owner,
+            "enqueued_at": None if enqueued is None else iso(enqueued),
+            "rejected_at": iso(self._system.wall_ns() / 1e9),
+        }
+
+    # ---- due, sweeping
+
+    def _move_due(self, kept: Kept) -> None:
+        files = self._system.listdir(self._directory.deferred)
+        if not files:
+            return
+        now_s = self.lease.filesystem_now_ns() / 1e9
+        for file in sorted(files):
+            due = names.parse_due(file)
+            if due is None or due[0] > now_s:
+                continue
+            mark = due[1]
+            fresh = names.marked(mark.attempts, mark.crashes, self._spool.tokens.token(mark.name), mark.name)
+            # Counted before it can be seen, so that --until-empty never misses a message between two places.
+            self._slot.words[Q.DUE_MOVES] += 1
+            if self._directory.move(os.path.join(self._directory.deferred, file), self._directory.incoming, fresh):
+                kept.due += 1
+            self._beat_when_due()
+
+    def _sweep(self, kept: Kept) -> None:
+        now_ns = self.lease.filesystem_now_ns()
+        stale_ns = int(self._directory.times.stale_after_s * 1e9)
+        for file in self._system.listdir(self._directory.tmp):
+            path = os.path.join(self._directory.tmp, file)
+            if file.startswith(".nfs") or not self._is_older(path, now_ns - stale_ns):
+                continue
+            if names.is_ours(file) or file.startswith(".probe."):
+                self._directory.remove(path)  # never published: nobody was promised anything
+                kept.temporary += 1
+            elif not names.is_ignored(file):
+                self._spool.to_errors_as_left(path, "abandoned in tmp")
+                kept.temporary += 1
+        for file in self._system.listdir(self._directory.pending):
+            if names.parse_owner(file) is None:
+                self._sweep_flat(file, now_ns - stale_ns, kept)
+        self._prune(self._directory.done, self._spool.settings.keep_done_s, now_ns, kept)
+        self._prune(self._directory.errors, self._spool.settings.keep_errors_s, now_ns, kept)
+
+    def _sweep_flat(self, file: str, limit_ns: int, kept: Kept) -> None:
+        """A claim of a foreign filer program: back when it is stale and its name is unique by shape."""
+        path = os.path.join(self._directory.pending, file)
+        mark = names.parse(file)
+        if os.path.isdir(path) and not os.path.islink(path):
+            if file not in self._strange:
+                self._strange.add(file)
+                log.warning("%s: pending/%s is no owner's directory, not touched", self._spool.url, names.shown(file))
+            return
+        if file.startswith(".") or not self._is_older(path, limit_ns):
+            return
+        if not (names.is_unique(mark.name) or self._spool.settings.reap_foreign):
+            if file not in self._strange:
+                self._strange.add(file)
+                log.warning(
+                    "%s: pending/%s is a stale claim of another program, its name is not unique: not touched",
+                    self._spool.url,
+                    names.shown(file),
+                )
+            return
+        name = names.shortened(mark.name, self._spool.tokens.digits())
+        fresh = names.marked(mark.attempts, mark.crashes, self._spool.tokens.token(name), name)
+        if self._directory.move(path, self._directory.incoming, fresh):
+            kept.too_old += 1
+            log.warning("%s: stale claim %s goes back", self._spool.url, names.shown(mark.name))
+
+    def _prune(self, place: str, keep_s: float | None, now_ns: int, kept: Kept) -> None:
+        if keep_s is None:
+            return
+        try:
+            files = self._system.listdir(place)
+        except FileNotFoundError:
+            return
+        for file in files:
+            path = os.path.join(place, file)
+            if is_meta(file) or not self._is_older(path, now_ns - int(keep_s * 1e9)):
+                continue
+            self._directory.remove(path)
+            self._directory.forget(f"{path}.meta")
+            kept.pruned += 1
+
+    def _is_older(self, path: str, limit_ns: int) -> bool:
+        try:
+            return self._system.lstat(path).st_ctime_ns < limit_ns
+        except FileNotFoundError:
+            return False
+
+    # ---- leaving
+
+    def leave(self) -> None:
+        """The last thing of all: the lease goes, unless a directory of ours is still there."""
+        try:
+            if not any(owner.master == self._consumer.master for owner in self._owners().values()):
+                self.lease.leave()
+        except OSError as error:
+            log.warning("%s: the lease stays behind: %s", self._spool.url, error)

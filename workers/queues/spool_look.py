@@ -1,0 +1,174 @@
+"""
+spool_look - what an operator sees of a spool queue; reads only, needs nobody running
+
+A listing is a picture of a moving thing: a message may be seen in two states, or in
+none, when it moved between two directories that were read.
+
+Raises: QueueUnavailable.
+See also: spool (the verbs), spool_keep (who calls depth on a timer).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+
+from workers.errors import QueueUnavailable
+from workers.queues import names
+from workers.queues.base import STATES, Depth, Listed, Shown, State
+from workers.queues.directory import Directory
+
+SAMPLE = 1000  # foreign names whose mtime is read for the oldest age
+META = ".meta"
+META_BYTES_MAX = 1 << 20
+
+
+def is_meta(file: str, files: set[str] | None = None) -> bool:
+    """Whether a name in errors/ is the .meta of another: by the mark, or (foreign) because the other is there."""
+    if not file.endswith(META):
+        return False
+    if names.parse(file).token:
+        return False
+    base = file.removesuffix(META)
+    return bool(names.parse(base).token) or (files is not None and base in files)
+
+
+class _Ages:
+    """The oldest of one state: by our names, and by the mtime of a sample of the others."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._system = directory.system
+        self._now_s = self._system.wall_ns() / 1e9
+        self._oldest_s: float | None = None
+        self._sampled = 0
+
+    def add(self, directory: str, file: str, name: str) -> None:
+        enqueued = names.enqueued_at(name)
+        if enqueued is None:
+            if self._sampled >= SAMPLE:
+                return
+            self._sampled += 1
+            try:
+                enqueued = self._system.lstat(os.path.join(directory, file)).st_mtime
+            except OSError:  # it moved on, which is what messages do
+                return
+        if self._oldest_s is None or enqueued < self._oldest_s:
+            self._oldest_s = enqueued
+
+    def age_s(self) -> float:
+        return 0.0 if self._oldest_s is None else max(self._now_s - self._oldest_s, 0.0)
+
+
+def depth(directory: Directory) -> Depth:
+    """Count by state. One pass over each directory, no stat but for the age of foreign names."""
+    try:
+        counts: dict[str, int] = {}
+        oldest: dict[str, float] = {}
+        ignored = 0
+        ages = _Ages(directory)
+        counts["waiting"] = 0
+        with directory.system.scandir(directory.incoming) as entries:
+            for entry in entries:
+                if names.is_ignored(entry.name) or entry.is_dir(follow_symlinks=False):
+                    ignored += 1
+                    continue
+                counts["waiting"] += 1
+                ages.add(directory.incoming, entry.name, names.parse(entry.name).name)
+        oldest["waiting"] = ages.age_s()
+        for state in ("claimed", "deferred", "errors"):
+            ages, counts[state] = _Ages(directory), 0
+            for place, file, name in _files(directory, state):
+                counts[state] += 1
+                ages.add(place, file, name)
+            oldest[state] = ages.age_s()
+    except OSError as error:
+        raise QueueUnavailable.at("measure", error.filename or directory.path, error) from error
+    return Depth(counts["waiting"], counts["claimed"], counts["deferred"], counts["errors"], ignored, oldest)
+
+
+def _files(directory: Directory, state: str) -> Iterator[tuple[str, str, str]]:
+    """(directory, file, NAME) of each message in one of the other states."""
+    if state == "claimed":
+        for owner in directory.system.listdir(directory.pending):
+            if names.parse_owner(owner) is None:
+                if not names.is_ignored(owner) and not os.path.isdir(os.path.join(directory.pending, owner)):
+                    yield directory.pending, owner, owner
+                continue
+            place = os.path.join(directory.pending, owner)
+            try:
+                files = directory.system.listdir(place)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            yield from ((place, file, names.parse(file).name) for file in files if not file.startswith(".nfs"))
+    elif state == "deferred":
+        for file in directory.system.listdir(directory.deferred):
+            due = names.parse_due(file)
+            if due is not None:
+                yield directory.deferred, file, due[1].name
+    else:
+        place = directory.errors if state == "errors" else directory.done
+        try:
+            listing = directory.system.listdir(place)
+        except FileNotFoundError:
+            return
+        known = set(listing)
+        for file in listing:
+            if not is_meta(file, known) and not file.startswith("."):
+                yield place, file, names.parse(file).name
+
+
+def listed(directory: Directory, state: State | None = None) -> Iterator[Listed]:
+    """Each message of *state*, or of all, sorted by name within a state."""
+    for one in (state,) if state else STATES:
+        try:
+            yield from sorted(_listed(directory, one), key=lambda line: line.name)
+        except OSError as error:
+            raise QueueUnavailable.at("list", error.filename or directory.path, error) from error
+
+
+def _listed(directory: Directory, state: State) -> Iterator[Listed]:
+    if state == "waiting":
+        for file in directory.system.listdir(directory.incoming):
+            path = os.path.join(directory.incoming, file)
+            if not names.is_ignored(file) and not (os.path.isdir(path) and not os.path.islink(path)):
+                mark = names.parse(file)
+                yield Listed(mark.name, state, path, mark.attempts + 1, mark.crashes)
+        return
+    for place, file, name in _files(directory, state):
+        due = names.parse_due(file) if state == "deferred" else None
+        mark = due[1] if due else names.parse(file)
+        owner = os.path.basename(place) if state == "claimed" and place != directory.pending else None
+        attempt = mark.attempts + (1 if state in ("claimed", "deferred") else 0)
+        path = os.path.join(place, file)
+        yield Listed(name, state, path, attempt, mark.crashes, owner, float(due[0]) if due else None)
+
+
+def show(directory: Directory, name: str) -> list[Shown]:
+    """Everything known of the messages called *name*."""
+    found = []
+    for line in listed(directory):
+        if line.name != name:
+            continue
+        try:
+            stat = directory.system.lstat(line.path)
+        except FileNotFoundError:
+            continue
+        meta = read_meta(directory, f"{line.path}{META}") if line.state == "errors" else None
+        enqueued = names.enqueued_at(name)
+        found.append(Shown(line, stat.st_size, stat.st_mtime, stat.st_mtime if enqueued is None else enqueued, meta))
+    return found
+
+
+def read_meta(directory: Directory, path: str) -> dict[str, object] | None:
+    """The object in a .meta, or None for what is missing, huge or no JSON object (anybody may have written it)."""
+    try:
+        fd = directory.system.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            raw = directory.system.read(fd, META_BYTES_MAX)
+        finally:
+            directory.system.close(fd)
+        found = json.loads(raw)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

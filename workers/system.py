@@ -1,0 +1,199 @@
+"""
+system - the one door to the kernel: directory calls, clocks, randomness, process liveness
+
+A queue calls nothing of os, time or random by itself; it asks the System it was
+given, so that a test can put its own in place: fail the third call, move the
+clock, or make every call a scheduling point.
+
+Source: proc(5) for liveness (pid alone is not enough, it is used again; the start
+time tells two processes apart), statfs(2) for the kind of a filesystem.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+NETWORK_FILESYSTEMS = {
+    0x6969: "nfs", 0x517B: "smb", 0xFF534D42: "cifs", 0xFE534D42: "smb2", 0x65735546: "fuse", 0x0BD00BD0: "lustre",
+    0x47504653: "gpfs", 0x00C36400: "ceph", 0x01021997: "9p", 0x5346414F: "afs", 0x73757245: "coda",
+    0x7461636F: "ocfs2", 0x01161970: "gfs2", 0x19830326: "beegfs", 0xAAD7AAEA: "panfs", 0x7C7C6673: "prl_fs",
+}  # fmt: skip
+PROC_START_FIELD = 19  # of /proc/PID/stat, counted after the parenthesis that ends the command's name
+
+
+class System:
+    """The real kernel. Every method is one system call, or says so."""
+
+    rename = staticmethod(os.rename)
+    link = staticmethod(os.link)
+    unlink = staticmethod(os.unlink)
+    mkdir = staticmethod(os.mkdir)
+    rmdir = staticmethod(os.rmdir)
+    listdir = staticmethod(os.listdir)
+    open = staticmethod(os.open)
+    close = staticmethod(os.close)
+    read = staticmethod(os.read)
+    write = staticmethod(os.write)
+    fstat = staticmethod(os.fstat)
+    lstat = staticmethod(os.lstat)
+    fsync = staticmethod(os.fsync)
+    statvfs = staticmethod(os.statvfs)
+    getpid = staticmethod(os.getpid)
+    getppid = staticmethod(os.getppid)
+    random_bytes = staticmethod(os.urandom)
+    sleep = staticmethod(time.sleep)
+    wall_ns = staticmethod(time.time_ns)
+
+    @staticmethod
+    def scandir(path: str) -> contextlib.AbstractContextManager[Iterator[os.DirEntry[str]]]:
+        """The entries of *path*, a bit at a time."""
+        return os.scandir(path)
+
+    @staticmethod
+    def boottime_ns() -> int:
+        """Nanoseconds since boot, suspended time included (CLOCK_BOOTTIME): the same for all processes of a host."""
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    def fsync_directory(self, path: str) -> None:
+        """Make the names in *path* durable. Three calls."""
+        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self.fsync(fd)
+        finally:
+            self.close(fd)
+
+    def network_filesystem(self, path: str) -> str | None:
+        """Name the network filesystem that holds *path*, or None for a local one."""
+        return NETWORK_FILESYSTEMS.get(filesystem_magic(path))
+
+    def start_ticks(self, pid: int) -> int | None:
+        """The start time of *pid* in clock ticks since boot; 0 when it cannot be read, None when there is no such process."""
+        return start_ticks(pid)
+
+    def is_alive(self, pid: int, start: int) -> bool | None:
+        """True, False, or None when it cannot be said (hidepid, no /proc)."""
+        found = start_ticks(pid)
+        if found == 0:
+            return None
+        return found == start
+
+    def is_stopped(self, pid: int) -> bool:
+        """Whether *pid* was stopped by a signal (SIGSTOP, Ctrl-Z); a debugger's stop does not count."""
+        return process_state(pid) == "T"
+
+    def kernel8(self, host: str) -> str:
+        """Eight hex digits that two processes share when each can see whether the other is alive."""
+        return kernel8(host)
+
+    def kill_session(self, session: int) -> int:
+        """SIGKILL every process of *session*, where we may; how many were found. Reads /proc."""
+        return kill_session(session)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def filesystem_magic(path: str) -> int:
+    """f_type of statfs(2) for *path*, 0 when it cannot be told."""
+    buffer = ctypes.create_string_buffer(512)
+    try:
+        failed = _libc().statfs(os.fsencode(path), buffer)
+    except AttributeError:  # no statfs in this libc
+        return 0
+    if failed:
+        return 0
+    return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], "little") & 0xFFFFFFFF
+
+
+def start_ticks(pid: int) -> int | None:
+    """See System.start_ticks. A zombie counts as gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        if not os.path.exists("/proc/self/stat"):
+            return 0
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except OSError:
+            return 0  # it is there, but hidden from us
+        return 0
+    except OSError:
+        return 0
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[PROC_START_FIELD])
+
+
+def process_state(pid: int) -> str | None:
+    """The one letter of proc(5) for *pid*'s state, or None."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0].decode()
+    except (OSError, IndexError):
+        return None
+
+
+def kernel8(host: str) -> str:
+    """See System.kernel8: over boot id, pid and time namespace, and the host's name as configured."""
+    parts = [host]
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        parts.append(file.read().strip())
+    for namespace in ("pid", "time"):
+        with contextlib.suppress(OSError):
+            parts.append(os.readlink(f"/proc/self/ns/{namespace}"))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def _processes_of_session(session: int) -> Iterator[int]:
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        if fields[0] not in (b"Z", b"X") and int(fields[3]) == session:
+            yield int(entry)
+
+
+def kill_session(session: int) -> int:
+    """See System.kill_session. Repeats while new ones appear, for a program may fork while it is looked for."""
+    count = 0
+    for _ in range(10):
+        found = [pid for pid in _processes_of_session(session) if pid != os.getpid()]
+        if not found:
+            break
+        count += len(found)
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+    return count
+
+
+def die_with_parent(parent: int) -> None:
+    """
+    Ask the kernel to kill this process when the thread that forked it ends.
+
+    *parent* is the pid remembered before the fork: when it is gone already, leave at once.
+    Child only, first thing. Source: prctl(2), PR_SET_PDEATHSIG.
+    """
+    with contextlib.suppress(AttributeError):
+        _libc().prctl(1, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+SYSTEM = System()

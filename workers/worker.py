@@ -1,0 +1,302 @@
+"""
+worker - the life of one worker: claim, handle, settle, say so on the board, leave
+
+The loop is the only place that catches what a queue raises. A disk that is full
+makes the worker wait, never die; a settle is tried until it succeeds or the worker
+must leave, so nothing that was handled is forgotten for want of space.
+
+TERM asks to leave after the message in hand. A thread beats the slot once a second
+and ends the process when its master is gone (the kernel's parent-death signal is
+the faster of the two).
+See also: handler (how a handler is called), queues.base (the verbs), keeper (what
+happens to the message of a worker that dies here).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workers.board import Q, Slot, W, WorkerState, WorkerText, observe
+from workers.errors import ClaimLost, HandlerError, InputGone, OrchestratorError, QueueUnavailable
+from workers.handler import Called, Handler, call
+from workers.message import Body, Claim, Done, Forward, Message, Outcome, Reject, Retry
+from workers.queues import names
+from workers.queues.base import Consumer, Queue
+from workers.queues.open import open_queue
+from workers.system import SYSTEM, System
+
+log = logging.getLogger(__name__)
+
+WAIT_S = 1.0
+TROUBLE_S_MAX = 5.0
+LONG_S = 1.0  # a message held longer is named in the process title
+
+OUTCOME_WORDS = {
+    "done": W.DONE,
+    "forwarded": W.FORWARDED,
+    "retried": W.RETRIED,
+    "rejected": W.REJECTED,
+    "released": W.RELEASED,
+    "fenced": W.FENCED,
+    "input_gone": W.INPUT_GONE,
+}
+
+
+class Leaving:
+    """Whether this worker was asked to leave; ``fd`` becomes readable then, so a wait ends at once."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self.fd, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def ask(self, *_: object) -> None:
+        """Ask. May be a signal handler."""
+        self.is_asked = True
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writer, b"x")
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for being asked; True when it was."""
+        select.select([self.fd], [], [], timeout_s)
+        return self.is_asked
+
+
+Wait = Callable[[float, int], bool]  # wait(timeout_s, fd): until there may be a message, or fd is readable
+
+
+def polling(queue: Queue, system: System = SYSTEM) -> Wait:
+    """Adaptive polling: 1 ms doubling to 100 ms (1 s on a network filesystem) while nothing comes."""
+    longest_s = 1.0 if getattr(getattr(queue, "directory", None), "network", None) else 0.1
+    state = {"pause_s": 0.001, "last_ns": 0}
+
+    def wait(timeout_s: float, fd: int) -> bool:
+        now_ns = system.boottime_ns()
+        if now_ns - state["last_ns"] > 2e9 * state["pause_s"] + 2e6:
+            state["pause_s"] = 0.001  # something was handled since the last wait
+        pause_s = min(state["pause_s"] * random.uniform(0.8, 1.2), timeout_s)  # noqa: S311 - spreads load
+        select.select([fd], [], [], pause_s)
+        state["pause_s"] = min(state["pause_s"] * 2, longest_s)
+        state["last_ns"] = system.boottime_ns()
+        return True
+
+    return wait
+
+
+@dataclass(slots=True)
+class Worker:
+    """
+    One worker of one queue; ``run`` is its life.
+
+    Attributes:
+        title: called with a text for the process title, at most once a second.
+        parent: the master's pid, or None for a worker without one.
+        queues: names of configured queues to their URLs, for Forward(queue=name).
+        time_limit_s: the master kills a worker that handles one message for longer; told to the handler as deadline.
+        is_until_empty: leave when a scan finds nothing (a worker without a master).
+    """
+
+    queue: Queue
+    handler: Handler
+    consumer: Consumer
+    leaving: Leaving
+    wait: Wait
+    queues: Mapping[str, str] = field(default_factory=dict)
+    title: Callable[[str], None] | None = None
+    parent: int | None = None
+    time_limit_s: float | None = None
+    is_until_empty: bool = False
+    system: System = SYSTEM
+    _next: dict[str, Queue] = field(default_factory=dict)
+    _trouble_s: float = 0.0
+
+    def run(self) -> None:
+        """Claim and handle until asked to leave. Returns with nothing in hand."""
+        slot = self.consumer.board.worker(self.consumer.worker_slot)
+        words = slot.words
+        self._start_beating(slot)
+        queue, leaving = self.queue, self.leaving
+        is_idle = False
+        words[W.STATE] = WorkerState.IDLE
+        while not leaving.is_asked:
+            try:
+                claim = queue.claim()
+                if claim is None:
+                    if not is_idle:
+                        words[W.STATE], is_idle = WorkerState.IDLE, True
+                        queue.settle_leftovers()
+                        continue  # look again at once: leftovers may have been claims of ours
+                    if self.is_until_empty and self._is_empty():
+                        break
+                    self.wait(WAIT_S, leaving.fd)
+                    continue
+            except QueueUnavailable as error:
+                self._wait_in_trouble(error)
+                continue
+            is_idle, self._trouble_s = False, 0.0
+            self._handle(slot, claim)
+        words[W.STATE] = WorkerState.STOPPING
+        self._leave()
+
+    def _is_empty(self) -> bool:
+        depth = self.queue.depth()
+        return depth.waiting == depth.claimed == depth.deferred == 0
+
+    def _leave(self) -> None:
+        for queue in self._next.values():
+            queue.close()
+        self.queue.detach()
+
+    def _wait_in_trouble(self, error: QueueUnavailable) -> bool:
+        """Back off; the sentence is logged when the trouble starts. True when asked to leave."""
+        if not self._trouble_s:
+            log.warning("%s; waiting until it works again", error)
+        self._trouble_s = min(self._trouble_s * 2 or 0.1, TROUBLE_S_MAX)
+        return self.leaving.wait(self._trouble_s)
+
+    # ---- one message
+
+    def _handle(self, slot: Slot, claim: Claim) -> None:
+        words, system = slot.words, self.system
+        start_ns = system.boottime_ns()
+        slot.set_text(WorkerText.MESSAGE, claim.name)
+        # ORDER: the counters, then "in hand": whoever finds us dead with a message finds its claim counted too.
+        words[W.CLAIMS] += 1
+        words[W.PROCESS_CLAIMS] += 1
+        words[W.MESSAGE_SINCE_NS] = start_ns
+        if not self.leaving.is_asked:
+            words[W.STATE] = WorkerState.BUSY
+        observe(words, W.WAITING, max(int((claim.claimed_at - claim.enqueued_at) * 1e9), 0))
+        try:
+            called = self._call(slot, claim, start_ns)
+            took_ns = system.boottime_ns() - start_ns
+            words[W.BUSY_NS] += took_ns
+            observe(words, W.PROCESSING, took_ns)
+            outcome = self._settle(claim, called)
+        finally:
+            self.queue.settled(claim)
+        if outcome is not None:
+            words[OUTCOME_WORDS[outcome]] += 1
+            words[W.PROCESS_SETTLED] += 1
+            if outcome in ("done", "forwarded"):
+                words[W.LAST_DONE_MS] = system.wall_ns() // 1_000_000
+        words[W.MESSAGE_SINCE_NS] = 0
+        words[W.LAST_SEEN_NS] = system.boottime_ns()
+
+    def _call(self, slot: Slot, claim: Claim, start_ns: int) -> Called:
+        if claim.trouble is not None:
+            return Called(outcome=Reject(claim.trouble), failure=None, summary=claim.trouble)
+        deadline = None
+        if self.time_limit_s is not None:
+            deadline = time.monotonic() + self.time_limit_s - (self.system.boottime_ns() - start_ns) / 1e9
+
+        def on_child(group: int) -> None:
+            slot.words[W.CHILD_GROUP] = group
+
+        message = Message(claim, self.queue.url, self.consumer.index, deadline, on_child)
+        return call(self.handler, message)
+
+    def _settle(self, claim: Claim, called: Called) -> str | None:
+        """Settle, however long the disk is full; the outcome that counts, or None when we left before."""
+        while True:
+            try:
+                outcome = self._settle_once(claim, called)
+            except ClaimLost as error:
+                log.warning("%s: fenced: %s", self.queue.url, error)
+                return "fenced"
+            except InputGone as error:
+                log.warning("%s: %s", self.queue.url, error)
+                return "input_gone"
+            except QueueUnavailable as error:
+                if self._wait_in_trouble(error) and self._trouble_s >= 1.0:
+                    return None  # asked to leave: the keeper gives it back
+            else:
+                self._trouble_s = 0.0
+                return outcome
+
+    def _settle_once(self, claim: Claim, called: Called) -> str:
+        queue, shown = self.queue, names.shown(claim.name)
+        match called.outcome:
+            case Done():
+                queue.done(claim)
+                return "done"
+            case Retry(after_s):
+                return self._retry(claim, after_s, {"reason": "the handler asked for another attempt"})
+            case Reject(reason):
+                log.warning("%s: %s rejected: %s", queue.url, shown, reason)
+                queue.reject(claim, reason, called.meta)
+                return "rejected"
+            case Forward(body, target):
+                try:
+                    following = self._following(target)
+                except QueueUnavailable:
+                    raise
+                except OrchestratorError as error:
+                    log.warning("%s: %s cannot be forwarded: %s", queue.url, shown, error)
+                    return self._retry(claim, None, {"traceback": str(error)})
+                queue.forward(claim, following, _bodies(body))
+                return "forwarded"
+            case None:
+                log.warning("%s: %s failed (attempt %d): %s", queue.url, shown, claim.attempt, called.summary)
+                return self._retry(claim, None, {**called.meta, "traceback": called.failure, "error": called.summary})
+        raise AssertionError(called.outcome)
+
+    def _retry(self, claim: Claim, after_s: float | None, meta: dict[str, object]) -> str:
+        if self.queue.retry(claim, after_s, meta):
+            return "retried"
+        log.warning("%s: %s goes to errors/ after %d attempts", self.queue.url, names.shown(claim.name), claim.attempt)
+        return "rejected"
+
+    def _following(self, target: str) -> Queue:
+        """The queue to forward to, opened once; the name of a configured queue, or a URL."""
+        if not target:
+            raise HandlerError("Forward needs queue=: the name of a configured queue, or a URL")
+        url = self.queues.get(target, target)
+        if url not in self._next:
+            self._next[url] = open_queue(url, system=self.system, host=getattr(self.queue, "host", None))
+        return self._next[url]
+
+    # ---- signs of life
+
+    def _start_beating(self, slot: Slot) -> None:
+        words = slot.words
+        words[W.LAST_SEEN_NS] = self.system.boottime_ns()
+        threading.Thread(target=self._beat, args=(slot,), name="beat", daemon=True).start()
+
+    def _beat(self, slot: Slot) -> None:
+        words, is_named = slot.words, False
+        pause_s = WAIT_S / 4
+        while True:
+            time.sleep(pause_s)
+            if self.parent is not None and os.getppid() != self.parent:
+                if words[W.CHILD_GROUP]:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(words[W.CHILD_GROUP], signal.SIGKILL)
+                os._exit(1)
+            now_ns = self.system.boottime_ns()
+            if now_ns - words[W.LAST_SEEN_NS] < WAIT_S * 1e9:
+                continue
+            words[W.LAST_SEEN_NS] = now_ns
+            since_ns = words[W.MESSAGE_SINCE_NS]
+            held_s = (now_ns - since_ns) / 1e9 if since_ns else 0.0
+            if self.title is not None and (is_named or held_s >= LONG_S):
+                is_named = held_s >= LONG_S
+                name = slot.text(WorkerText.MESSAGE) or ""
+                self.title(f" message={names.shown(name)} {held_s:.0f}s" if is_named else "")
+
+
+def _bodies(body: Body | Sequence[Body] | None) -> list[Body] | None:
+    if body is None:
+        return None
+    if isinstance(body, bytes | str | Path):
+        return [body]
+    return list(body)
