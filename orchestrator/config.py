@@ -78,7 +78,7 @@ def load(
     pool, metrics, named, faults = _read(path)
     arguments = [Draft("queue", COMMAND_LINE, f"QUEUE {url}", {"url": url}) for url in queues]
     drafts = [*named, *arguments]
-    _overlay([pool, metrics, *drafts], _variables(environment), os.getcwd())
+    _overlay([pool, metrics, *drafts], _variables(environment), _working_directory())
     for draft in arguments or drafts:
         if handler is not None:
             draft.override("handler", handler, COMMAND_LINE, "--handler")
@@ -91,8 +91,8 @@ def load(
         key: (value, COMMAND_LINE, "--" + key.replace("_", "-")) for key, value in flags.items() if value is not None
     }
     program = {key: given.pop(key) for key in PROGRAM_KEYS if key in given}
-    _overlay([pool, metrics, *drafts], given, os.getcwd())
-    _overlay(arguments or drafts, program, os.getcwd())
+    _overlay([pool, metrics, *drafts], given, _working_directory())
+    _overlay(arguments or drafts, program, _working_directory())
     if needs_queues and not drafts and not faults:
         text = "there is no queue; name one on the command line, or add [[queue]] with url and handler to a file"
         faults.append(Fault(COMMAND_LINE if path is None else str(path), None, "", text))
@@ -113,7 +113,15 @@ def load(
 
 
 def _directory(path: Path | None) -> str:
-    return os.getcwd() if path is None else os.path.dirname(os.path.abspath(path))
+    return _working_directory() if path is None else os.path.dirname(os.path.join(_working_directory(), path))
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        text = "the current directory is gone; change to another one first"
+        raise ConfigError.of([Fault(COMMAND_LINE, None, "", text)]) from error
 
 
 def _read(path: Path | None) -> tuple[Draft, Draft, list[Draft], list[Fault]]:
@@ -208,7 +216,7 @@ def _name_queues(drafts: Sequence[Draft], directory: str, faults: list[Fault]) -
             faults.append(draft.fault(("name",), f"must be unique; {taken[name]} has that name too"))
         if isinstance(url, str):
             with contextlib.suppress(ValueError):
-                url = absolute_url(url, os.getcwd() if draft.source == COMMAND_LINE else directory)
+                url = absolute_url(url, _working_directory() if draft.source == COMMAND_LINE else directory)
                 draft.values["url"] = url
                 if url != "null:" and urls.setdefault(url, draft.label) != draft.label:
                     faults.append(draft.fault(("url",), f"must be unique; {urls[url]} is the same queue"))

@@ -17,7 +17,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.config_models import COMBINATION, TABLES, reference
+from orchestrator.config_models import COMBINATION, NUMBER, TABLES, WORDS, reference
 from orchestrator.config_toml import Fault, Place, nearest
 from orchestrator.config_values import shown
 
@@ -69,13 +69,20 @@ class Draft:
 def unknown_text(word: str, what: str, known: Iterable[str]) -> str:
     """What to say of an unknown key: a slip of the fingers, the wrong table, or nothing like it."""
     known = list(known)
-    homes = [f"[[{kind}]]" if kind == "queue" else f"[{kind}]" for kind in TABLES if word in TABLES[kind].model_fields]
+    if what == "key" and word in TYPES:
+        return f"unknown key here; it belongs into {_homes(word)}"
     near = nearest(word, known)
-    if homes and what == "key":
-        return f"unknown key here; it belongs into {' or '.join(homes)}"
     if near:
         return f"unknown {what}; did you mean {near}?"
+    far = nearest(word, TYPES) if what == "key" else None
+    if far:
+        return f"unknown key; did you mean {far}, in {_homes(far)}?"
     return f"unknown {what}; expected one of {', '.join(known)}"
+
+
+def _homes(key: str) -> str:
+    tables = [kind for kind in TABLES if key in TABLES[kind].model_fields]
+    return " or ".join(f"[[{kind}]]" if kind == "queue" else f"[{kind}]" for kind in tables)
 
 
 def checked(draft: Draft, model: type[Model], faults: list[Fault]) -> Model | None:
@@ -125,7 +132,8 @@ def _worded(error: ErrorDetails, model: type[BaseModel]) -> str:
         case "less_than_equal":
             text = f"must be at most {error['ctx']['le']}, not {shown(value)}"
         case _:
-            text = f"must be {TYPES[key]}, not {shown(value)}"
+            kind = TYPES[key]
+            text = f"must be {'a ' if kind in (NUMBER, WORDS) else ''}{kind}, not {shown(value)}"
             near = nearest(value, ("fifo", "any")) if isinstance(value, str) and key == "order" else None
             text += f"; did you mean {near}?" if near else ""
     return text

@@ -165,7 +165,7 @@ class QueueConfig(_Table):
     )
     command: tuple[Annotated[str, PlainValidator(_text)], ...] | None = Field(
         None,
-        description="program and arguments, run for each message with {path} {name} {queue} {attempt} {worker} filled in",
+        description="program and arguments for each message, with {path} {name} {queue} {attempt} {worker} filled in",
         json_schema_extra={"type": WORDS, "default": "none"},
     )
     workers: int = Field(
@@ -383,7 +383,7 @@ def reference() -> list[Key]:
     return keys
 
 
-def tables(config: Config) -> dict[str, object]:
+def tables(config: Config) -> dict[str, dict[str, object] | list[dict[str, object]]]:
     """*config* as plain values, as JSON and TOML can hold them: durations in seconds, listen as text."""
     plain = config.model_dump(mode="python", include={"pool", "metrics"})
     plain["pool"]["run_dir"] = str(config.pool.run_dir)

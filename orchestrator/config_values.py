@@ -154,7 +154,7 @@ def base_name(url: str) -> str:
     """A queue's name out of its absolute *url*: the last part of the path, other characters as _."""
     scheme, _, path = url.partition(":")
     name = re.sub(r"[^A-Za-z0-9._-]", "_", path.rpartition("/")[2]).lstrip(".-")[:57]
-    return name or ("queue" if path else scheme)
+    return name or (scheme if scheme == "null" else "queue")
 
 
 def url_digits(url: str) -> str:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.logs import escaped
 from workers.errors import OrchestratorError
 from workers.queues.names import shown
 
@@ -87,7 +88,7 @@ class ControlServer:
         self._now_s = 0.0
         self._is_accepting = True
         self._listener = _listen(path)
-        watch(self._listener.fileno(), self._on_arrival)
+        self._watch(self._listener.fileno(), self._on_arrival)
 
     def tick(self, now_s: float) -> None:
         """Close what has been idle for too long and send on; monotonic seconds, about once a second."""
@@ -125,7 +126,8 @@ class ControlServer:
     def _on_arrival(self, _fd: int) -> None:
         try:
             arrived, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionError):  # RACE: the client left before we came.
+            why = self._refusal(_peer_uid(arrived))
+        except (BlockingIOError, ConnectionError):  # the client left before we came
             return
         except OSError as error:
             # Out of descriptors: it would stay readable and keep the loop spinning, so look again at the next tick.
@@ -133,27 +135,23 @@ class ControlServer:
             self._is_accepting = False
             self._unwatch(self._listener.fileno())
             return
-        try:
-            arrived.settimeout(0)
-            uid = _peer_uid(arrived)
-            why = None
-            if uid not in self._uids:
-                why = f"uid {uid} may not control this pool"
-            elif len(self._connections) >= CONNECTIONS_MAX:
-                why = f"there are {CONNECTIONS_MAX} connections already; try again in a moment"
-            if why is not None:
-                log.warning("control socket: a connection was refused: %s", why)
-                with contextlib.suppress(OSError):
-                    arrived.send(_encoded({"ok": False, "error": why}))
-                arrived.close()
-                return
-        except OSError as error:
-            log.warning("control socket: a connection was lost: %s", error)
+        arrived.settimeout(0)
+        if why is not None:
+            log.warning("control socket: a connection was refused: %s", why)
+            with contextlib.suppress(OSError):
+                arrived.send(_encoded({"ok": False, "error": why}))
             arrived.close()
             return
         connection = _Connection(arrived, self._now_s)
         self._connections[arrived.fileno()] = connection
         self._watch(arrived.fileno(), lambda _fd: self._guarded(connection, self._receive))
+
+    def _refusal(self, uid: int) -> str | None:
+        if uid not in self._uids:
+            return f"uid {uid} may not control this pool"
+        if len(self._connections) >= CONNECTIONS_MAX:
+            return f"there are {CONNECTIONS_MAX} connections already; try again in a moment"
+        return None
 
     def _guarded(self, connection: _Connection, step: Callable[[_Connection], None]) -> None:
         """Run *step*; a client that left is closed, and a fault of ours costs that client only, never the loop."""
@@ -201,14 +199,13 @@ class ControlServer:
         verb = request.pop("verb")
         try:
             reply = {"ok": True} | self._dispatch(verb, request)
-            if len(_encoded(reply)) > REPLY_BYTES_MAX:
-                return {"ok": False, "error": f"the reply would be longer than {REPLY_BYTES_MAX} bytes"}
+            is_long = len(_encoded(reply)) > REPLY_BYTES_MAX
         except OrchestratorError as error:
             return {"ok": False, "error": str(error)}
         except Exception:
-            log.exception("control socket: the request %s failed", shown(repr(verb)))
+            log.exception("control socket: the request %s failed", escaped(repr(verb)))
             return {"ok": False, "error": "the master failed at this; its log says why"}
-        return reply
+        return reply if not is_long else {"ok": False, "error": f"the reply is longer than {REPLY_BYTES_MAX} bytes"}
 
     def _send(self, connection: _Connection) -> None:
         try:
@@ -229,19 +226,14 @@ class ControlServer:
 
     def _close(self, connection: _Connection) -> None:
         fd = connection.socket.fileno()
-        if self._connections.pop(fd, None) is None:
-            return
-        if connection.is_watched:
-            self._unwatch(fd)
-        connection.socket.close()
+        if self._connections.pop(fd, None) is not None:
+            if connection.is_watched:
+                self._unwatch(fd)
+            connection.socket.close()
 
 
 def request(path: Path, verb: str, timeout_s: float = 5, **arguments: object) -> dict[str, object]:
-    """
-    Ask the master at *path*; its reply without "ok".
-
-    Raises ControlError when it refuses, is not there, or says nothing for *timeout_s*. Blocks that long at most.
-    """
+    """Ask the master at *path*; its reply without "ok". Raises ControlError. Blocks for *timeout_s* at most."""
     where = shown(str(path))
     deadline_s = time.monotonic() + timeout_s
     received = bytearray()
@@ -266,7 +258,7 @@ def request(path: Path, verb: str, timeout_s: float = 5, **arguments: object) ->
         raise ControlError(f"the master at {where} left without a reply; its log may say why") from error
     if not isinstance(reply, dict) or reply.pop("ok", False) is not True:
         told = reply.get("error") if isinstance(reply, dict) else None
-        raise ControlError(shown(str(told or f"the master at {where} refused {verb}")))
+        raise ControlError(escaped(str(told or f"the master at {where} refused {verb}")))
     return reply
 
 
@@ -275,8 +267,7 @@ def _encoded(message: dict[str, object]) -> bytes:
 
 
 def _peer_uid(connected: socket.socket) -> int:
-    size = struct.calcsize("3i")
-    _, uid, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    _, uid, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return int(uid)
 
 
@@ -297,8 +288,7 @@ def _listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.settimeout(0)
-        # The mode of the name is that of the socket, so it never exists with a wider one.
-        os.fchmod(listener.fileno(), 0o600)
+        os.fchmod(listener.fileno(), 0o600)  # before bind: the name never exists with a wider mode
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         with _address(path) as address:

@@ -106,7 +106,7 @@ def serve(listener: socket.socket, board: Board, *, should_leave: Callable[[], b
     """Answer requests on *listener* until *should_leave()*, asked every 0.2 s. Blocks; leaves *listener* open."""
     # Several exporters may wait on one socket while one replaces another: whoever is second must not block in accept.
     # For the kernel only: the server takes a timeout set on the object for its own and would spin.
-    os.set_blocking(listener.fileno(), False)  # noqa: FBT003 - the call has no keywords
+    os.set_blocking(listener.fileno(), False)
     server = _Server(listener, board, system)
     while not should_leave():
         server.handle_request()
@@ -199,6 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
     # The base class explains at length in HTML; a sentence will do.
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
         """Answer in plain text what the base class and do_GET refuse."""
+        self.request_version = self.protocol_version  # a line nobody could read counts as HTTP/0.9, which has no status
         if code == HTTPStatus.NOT_IMPLEMENTED:  # the base class's word for a method without a do_
             code, message = HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD"
         text = message or f"there is nothing here; there is / {' '.join(PAGES)}"

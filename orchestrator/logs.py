@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -40,13 +41,21 @@ def setup(level: str = "info", format: str = "text", stream: TextIO | None = Non
     root.setLevel(level.upper())
 
 
+def escaped(text: str) -> str:
+    """*text* on one line for a person: like names.shown, but of any text, not only of names."""
+    try:
+        return shown(text)
+    except UnicodeEncodeError:  # a lone surrogate that is no byte of a name, as JSON can hold
+        return shown(text.encode("utf-8", "backslashreplace").decode())
+
+
 class TextFormatter(logging.Formatter):
     """One line a record; the lines of a traceback follow, indented."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Word *record* for a person."""
-        line = f"{_time(record)} {record.levelname:<5} {record.name}[{record.process}]: {_escaped(record.getMessage())}"
-        return line + "".join(f"\n    {_escaped(part)}" for part in self._trace(record))
+        line = f"{_time(record)} {record.levelname:<5} {record.name}[{record.process}]: {escaped(record.getMessage())}"
+        return line + "".join(f"\n    {escaped(part)}" for part in self._trace(record))
 
     def _trace(self, record: logging.LogRecord) -> list[str]:
         text = self.formatException(record.exc_info) if record.exc_info else record.exc_text
@@ -74,16 +83,11 @@ class JsonFormatter(TextFormatter):
 
 class _Handler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
-        """Lose the line: logging's own answer, a traceback on the same broken stderr, helps nobody."""
+        """Lose the line when it cannot be written: a traceback on the same broken stderr helps nobody."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)  # a fault in the call that logs
 
 
 def _time(record: logging.LogRecord) -> str:
     moment = datetime.fromtimestamp(record.created, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _escaped(text: str) -> str:
-    try:
-        return shown(text)
-    except UnicodeEncodeError:  # a lone surrogate that is no byte of a name
-        return text.encode("ascii", "backslashreplace").decode()

@@ -5,13 +5,14 @@ A selector, an EventQueueManager and the wake-up descriptor of signal. It knows 
 policy: whoever uses it says which event a signal is and what is called for it.
 
 A signal's handler does nothing; the interpreter has written the signal's number into
-a socket by then, and the loop schedules the event of each byte it reads there. The
+a pipe by then, and the loop schedules the event of each byte it reads there. The
 byte stays until it is read, so a signal between the last look and the select ends
 that select: no wake-up is lost. Signals come in the order in which they arrived.
 
 Raises: nothing from callbacks (they are logged and the loop goes on); OSError when
 the kernel gives no descriptors. Main thread only.
-Limits: one loop a process may have signals, for there is one wake-up descriptor.
+Limits: one loop a process may have signals, for there is one wake-up descriptor; a
+callback during which 65,536 signals arrive loses those after.
 Source: signal.set_wakeup_fd; the self-pipe trick of D. J. Bernstein.
 See also: workers.events (the order of events), master (the table of signals).
 """
@@ -21,9 +22,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import selectors
 import signal
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import TypeVar
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 def _let_through(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing: the byte is in the socket already, and a handler must be there for it to be written."""
+    """Do nothing: the byte is in the pipe already, and a handler must be there for it to be written."""
 
 
 class _Period:
@@ -77,10 +78,10 @@ class Loop:
         self._code: int | None = None
         self._is_open = True
         self._selector = selectors.DefaultSelector()
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._wake_reader.settimeout(0)
-        self._wake_writer.settimeout(0)  # a handler must never wait for room
-        self._selector.register(self._wake_reader.fileno(), selectors.EVENT_READ)
+        # A pipe keeps 65,536 bytes; a socket pair is full after some 300 single ones, and then the TERM
+        # behind a burst of other signals would be lost. See test_a_flood_of_one_signal_hides_no_other.
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._selector.register(self._wake_reader, selectors.EVENT_READ)
 
     # ---- what is called when
 
@@ -114,7 +115,7 @@ class Loop:
         if self._wakeup_fd_before is None:
             # ORDER: the descriptor, then the handlers. The other way round a signal between
             # the two would have a handler that does nothing and no byte: lost.
-            self._wakeup_fd_before = signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
+            self._wakeup_fd_before = signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         for number in table:
             before = signal.signal(number, _let_through)
             self._handlers_before.setdefault(number, before)
@@ -140,7 +141,7 @@ class Loop:
         return self._code
 
     def stop(self, code: int = 0) -> None:
-        """Let run() return *code* after the callback in hand, or at once when it is called later. The first call counts."""
+        """Let run() return *code* after the callback in hand, or at once when called later. The first call counts."""
         if self._code is None:
             self._code = code
 
@@ -188,7 +189,7 @@ class Loop:
     def _read_signals(self) -> None:
         numbers = bytearray()
         with contextlib.suppress(BlockingIOError):
-            while part := self._wake_reader.recv(WAKE_BYTES):
+            while part := os.read(self._wake_reader, WAKE_BYTES):
                 numbers += part
         # ORDER: backwards, for each one scheduled next goes before those scheduled so far.
         # See test_signals_come_in_the_order_in_which_they_arrived.
@@ -203,7 +204,7 @@ class Loop:
         """
         Hold the loop's signals back meanwhile: fork inside.
 
-        RACE: a child has the parent's wake-up socket until forget_in_child(). A signal for the child
+        RACE: a child has the parent's wake-up pipe until forget_in_child(). A signal for the child
         in between would write its byte there, and the parent would take it for one of its own.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals.keys())
@@ -230,7 +231,7 @@ class Loop:
         """Restore handlers and wake-up descriptor, give the descriptors back. A second time it does nothing."""
         for number, handler in self._handlers_before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        # ORDER: away from the socket before it is closed, or a signal writes into whatever has its number next.
+        # ORDER: away from the pipe before it is closed, or a signal writes into whatever has its number next.
         if self._wakeup_fd_before is not None:
             signal.set_wakeup_fd(self._wakeup_fd_before)
         self._forget()
@@ -244,5 +245,5 @@ class Loop:
             self._is_open = False
             # Closing only: unregister() in a child would take the descriptor out of the parent's epoll set.
             self._selector.close()
-            self._wake_reader.close()
-            self._wake_writer.close()
+            os.close(self._wake_reader)
+            os.close(self._wake_writer)

@@ -13,14 +13,15 @@ tries, at growing distances, until a message is settled. One broken deployment w
 otherwise move a whole queue to errors/.
 
 All times are monotonic seconds of one clock of the caller's. Raises nothing but
-AssertionError, for a report that cannot be (a bug of the caller).
+AssertionError, for a report that cannot be (a bug of the caller). Longer than a module
+should be, for the rules bear on each other and are read together.
 See also: master (performs the actions), child (how), tests/unit/test_pool.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal
@@ -252,7 +253,7 @@ class Pool:
         self._drop_waiting(range(size, max(self._workers, default=0) + 1))
 
     def set_generation(self, generation: int) -> None:
-        """Replace the workers of every other generation, one by one; a pool that backs off tries the new one at once."""
+        """Replace the workers of every other generation one by one; when backed off, try the new one at once."""
         self.generation = generation
         self._end_waits()
         self._tries = 0
@@ -278,12 +279,12 @@ class Pool:
         for worker in sorted(self._processes(), key=lambda worker: -worker.index):
             if worker.pid is not None:
                 actions += self._plan_process(worker, now_s, times_s)
-        actions += self._plan_replacement(now_s)
+        actions += self._plan_replacement(now_s, times_s)
         actions += self._plan_spawns(now_s, times_s)
         later_s = [time_s for time_s in times_s if now_s < time_s < math.inf]
         return [*actions, Wait(min(later_s))] if later_s else actions
 
-    def _plan_process(self, worker: _Worker, now_s: float, times_s: list[float]) -> Iterable[Action]:
+    def _plan_process(self, worker: _Worker, now_s: float, times_s: list[float]) -> Iterator[Action]:
         """Kill what is late, Term what is not wanted."""
         if worker.killed is None:
             worker.killed = self._kill_cause(worker, now_s, times_s)
@@ -297,8 +298,7 @@ class Pool:
             times_s.append(now_s + KILL_AGAIN_S)
             yield Kill(worker.index, worker.killed)
         elif worker.index >= self.target and worker.state is not State.STOPPING:
-            yield self._ask_to_leave(worker, now_s)
-            times_s.append(self._leave_deadline_s(worker))
+            yield self._ask_to_leave(worker, now_s, times_s)
 
     def _kill_cause(self, worker: _Worker, now_s: float, times_s: list[float]) -> Cause | None:
         limit_s, age_s = self.policy.time_limit_s, worker.message_age_s
@@ -306,32 +306,37 @@ class Pool:
             if age_s >= limit_s:
                 return "timeout"
             times_s.append(now_s + limit_s - age_s)
+        if worker.state is State.STOPPING and age_s is not None:
+            worker.leave_s = now_s  # its time to leave begins when the message in hand is settled
         deadline_s = self._leave_deadline_s(worker)
         times_s.append(deadline_s)
         return "stopped" if now_s >= deadline_s else None
 
     def _leave_deadline_s(self, worker: _Worker) -> float:
         """
-        When it must have left: all of them when the pool stops; one that was asked to leave and has nothing
-        in hand after stop_timeout_s, for it hangs elsewhere and would hold its index for ever.
+        When it must have left: with the whole pool; else stop_timeout_s after it was asked to and had nothing
+        in hand, for then it hangs elsewhere and would hold its index for ever.
         """
-        if worker.message_age_s is not None:
-            return self._deadline_s
         return min(self._deadline_s, worker.leave_s + self.policy.stop_timeout_s)
 
-    def _plan_replacement(self, now_s: float) -> list[Action]:
+    def _plan_replacement(self, now_s: float, times_s: list[float]) -> list[Action]:
         """Term one worker of an older generation, when all those replaced before it are ready."""
         wanted = [self._workers.get(index) for index in range(self.target)]
-        is_settled = all(
-            worker is not None
-            and (worker.state is State.RUNNING or (worker.state is State.STARTING and self._is_old(worker)))
-            for worker in wanted
-        )
-        old = [worker for worker in wanted if worker is not None and worker.pid is not None and self._is_old(worker)]
-        if not is_settled or not old:
+        old = [worker for worker in wanted if worker is not None and self._is_replaceable(worker)]
+        if self.is_backed_off:
+            # The others wait for a settled message; only what is tried may change.
+            old = [worker for worker in old if worker.is_trial]
+        elif any(worker is None or (worker.state is not State.RUNNING and worker not in old) for worker in wanted):
+            return []
+        if not old:
             return []
         # One that is still starting costs nothing, and may be what the reload is to mend.
-        return [self._ask_to_leave(min(old, key=lambda worker: (worker.state is State.RUNNING, worker.index)), now_s)]
+        first = min(old, key=lambda worker: (worker.state is State.RUNNING, worker.index))
+        return [self._ask_to_leave(first, now_s, times_s)]
+
+    def _is_replaceable(self, worker: _Worker) -> bool:
+        is_up = worker.state in (State.STARTING, State.RUNNING) and worker.pid is not None
+        return is_up and worker.generation != self.generation
 
     def _plan_spawns(self, now_s: float, times_s: list[float]) -> list[Action]:
         waiting = [
@@ -357,7 +362,7 @@ class Pool:
 
     # ---- private
 
-    def _processes(self) -> Iterable[_Worker]:
+    def _processes(self) -> Iterator[_Worker]:
         return (worker for worker in self._workers.values() if worker.state is not State.BACKOFF)
 
     def _process(self, index: int) -> _Worker:
@@ -366,15 +371,13 @@ class Pool:
         assert worker.state is not State.BACKOFF, f"worker {index} has no process"  # noqa: S101
         return worker
 
-    def _is_old(self, worker: _Worker) -> bool:
-        return worker.generation != self.generation
-
     def _backoff(self, count: int) -> float:
         return min(self.policy.backoff_s * 2.0 ** min(count, DOUBLINGS_MAX), self.policy.backoff_s_max)
 
-    def _ask_to_leave(self, worker: _Worker, now_s: float) -> Term:
+    def _ask_to_leave(self, worker: _Worker, now_s: float, times_s: list[float]) -> Term:
         worker.move(State.STOPPING)
         worker.leave_s = now_s
+        times_s.append(self._leave_deadline_s(worker))
         return Term(worker.index)
 
     def _count_settled(self, worker: _Worker, settled: int) -> None:

@@ -40,6 +40,7 @@ NAMES_OF_QUEUE_STATES: Mapping[int, str] = {int(state): state.name.lower() for s
 
 _WORKER_STATES: Mapping[int, str] = {int(state): state.name.lower() for state in WorkerState}
 _DEPTHS = (Q.WAITING, Q.CLAIMED, Q.DEFERRED, Q.ERRORS)
+# Ages in milliseconds when the keeper measured, not times.
 _OLDEST = (Q.OLDEST_WAITING_MS, Q.OLDEST_CLAIMED_MS, Q.OLDEST_DEFERRED_MS, Q.OLDEST_ERRORS_MS)
 _REAPED = (
     ("claim", "owner_dead", Q.REAPED_OWNER_DEAD),
@@ -168,7 +169,6 @@ class BoardReader:
 
     def _queue(self, place: Slot, name: str, workers: dict[int, WorkerReading]) -> QueueReading:
         words = place.words
-        wall_ns = self._system.wall_ns()
         return QueueReading(
             name=name,
             url=printable(place, QueueText.URL),
@@ -178,10 +178,7 @@ class BoardReader:
             is_backed_off=words[Q.BACKED_OFF] != 0,
             target=count(words[Q.TARGET]),
             depth={state: count(words[word]) for state, word in zip(DEPTH_STATES, _DEPTHS, strict=True)},
-            oldest_age_s={
-                state: age_s(wall_ns, count(words[word]) * 1_000_000)
-                for state, word in zip(DEPTH_STATES, _OLDEST, strict=True)
-            },
+            oldest_age_s={state: count(words[word]) / 1e3 for state, word in zip(DEPTH_STATES, _OLDEST, strict=True)},
             ignored=count(words[Q.IGNORED]),
             measured_s=count(words[Q.MEASURED_MS]) / 1e3,
             measure_duration_s=count(words[Q.MEASURE_NS]) / 1e9,

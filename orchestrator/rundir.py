@@ -199,7 +199,7 @@ def _open_directory(directory: Path, owners: set[int]) -> int:
     try:
         missing = [part for part in (directory, *directory.parents) if not os.path.lexists(part)]
         for part in reversed(missing):
-            with contextlib.suppress(FileExistsError):  # RACE: made by another master meanwhile; looked at below.
+            with contextlib.suppress(FileExistsError):  # made by another meanwhile; looked at below
                 os.mkdir(part, 0o700)
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except NotADirectoryError as error:

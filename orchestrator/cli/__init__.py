@@ -43,8 +43,12 @@ COMMANDS = {
     "pause": Entry("orchestrator.cli.queue:pause", "Let nobody claim from a queue, on any host."),
     "resume": Entry("orchestrator.cli.queue:resume", "End a pause."),
     "status": Entry("orchestrator.cli.pool:status", "Show what the running pools are doing."),
-    "stop": Entry("orchestrator.cli.pool:stop", "Stop a pool quickly; what is in hand goes back."),
-    "drain": Entry("orchestrator.cli.pool:drain", "Stop a pool when what is in hand is finished."),
+    "stop": Entry(
+        "orchestrator.cli.pool:stop", "Stop a pool quickly; what is in hand gets term_timeout, then goes back unburnt."
+    ),
+    "drain": Entry(
+        "orchestrator.cli.pool:drain", "Stop a pool when what is in hand is finished, at most stop_timeout."
+    ),
     "reload": Entry("orchestrator.cli.pool:reload", "Have a pool read its configuration again."),
     "scale": Entry("orchestrator.cli.pool:scale", "Set how many workers a queue of a pool has."),
     "check": Entry("orchestrator.cli.config:check", "Check configuration files."),

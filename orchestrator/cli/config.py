@@ -20,7 +20,6 @@ from rich.table import Table
 from orchestrator.config import Config, ConfigError, Key, load, reference, tables
 from orchestrator.config_values import duration_text
 
-DURATION = "duration"
 AFTERWORD = (
     "ORCHESTRATOR_<KEY> in the environment overrides a key of the file, for every queue (not a queue's name, url,"
     " command and shell); a flag overrides both."
@@ -77,20 +76,24 @@ def show(path: Path | None, is_json: bool) -> None:
 
 def as_toml(found: Config) -> str:
     """*found* as a file that means the same; what is not set stands there as a comment."""
-    types = {(key.table, key.key): key.type for key in reference()}
     lines: list[str] = []
     for table, content in tables(found).items():
         rows = content if isinstance(content, list) else [content]
         for row in rows:
-            lines += ["", f"X
+            lines += ["", _heading(table)]
             for key, value in row.items():
                 if value is None:
                     lines.append(f"# {key} is not set")
-                elif types[table, key] == DURATION:
+                elif isinstance(value, float):  # durations are the only ones
                     lines.append(f'{key} = "{duration_text(value)}"')
                 else:
-                    lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
+                    lines.append(f"{key} = {_quoted(value)}")
     return "\n".join(lines[1:]) + "\n"
+
+
+def _quoted(value: object) -> str:
+    # JSON's texts are TOML's, but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 @config.command("reference")

@@ -23,6 +23,7 @@ from typing import Protocol, cast, get_args, runtime_checkable
 import click
 
 from orchestrator.cli import Failed
+from orchestrator.logs import escaped
 from workers.errors import NotSupported, QueueError
 from workers.message import Body
 from workers.queues.base import Queue, Settings, Shown, State
@@ -58,7 +59,14 @@ class _TakesFiles(Protocol):
     help="Survive a power failure, or do not wait for the disk. By default as far as the protocol can.",
 )
 def put(
-    queue: str, files: tuple[Path, ...], name: str | None, lines: bool, move: bool, delay: float, durable: bool | None
+    *,
+    queue: str,
+    files: tuple[Path, ...],
+    name: str | None,
+    lines: bool,
+    move: bool,
+    delay: float,
+    durable: bool | None,
 ) -> None:
     """
     Put messages into a queue; print their names.
@@ -260,8 +268,8 @@ def _print_shown(one: Shown) -> None:
         rows.append((key, value if isinstance(value, str) else json.dumps(value)))
     for key, value in rows:
         # A traceback stays readable line by line, but nothing in it reaches the terminal as a control character.
-        first, *more = [shown(line) for line in str(value).splitlines()] or [""]
-        click.echo(f"{shown(key) + ':':<12} {first}")
+        first, *more = [escaped(line) for line in str(value).splitlines()] or [""]
+        click.echo(f"{escaped(key) + ':':<12} {first}")
         for line in more:
             click.echo(f"{'':<12} {line}")
     click.echo()

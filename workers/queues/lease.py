@@ -46,6 +46,8 @@ class Lease:
         before_ns = self._system.boottime_ns()
         self.is_good = False
         if self.number == 0:
+            self.number = self._found()
+        if self.number == 0:
             self._make(1)
             self.is_good = True
         else:
@@ -61,6 +63,15 @@ class Lease:
             self._write(before_ns)
             self._read_clock(before_ns)
         return self.is_good
+
+    def _found(self) -> int:
+        """The number that a keeper of ours before this one left; 0 when this is the first beat."""
+        numbers = [
+            parsed[1]
+            for file in self._system.listdir(self._directory.leases)
+            if (parsed := names.parse_lease(file)) is not None and parsed[0] == self.master
+        ]
+        return max(numbers, default=0)
 
     def _make(self, number: int) -> None:
         try:

@@ -1,0 +1,129 @@
+"""
+child - mechanism: fork a role, give it its title, learn how it ended, end all it started
+
+Every process of a pool is made here, by multiprocess with the fork context by name.
+A child leaves by os._exit as soon as its role returns, so nothing of the master's is
+flushed twice. Never waitpid(-1): each child is watched by its sentinel and asked by
+is_alive(), because a grandchild can hold the sentinel's pipe open.
+
+Main thread of the master only: parent-death signals end with the thread that forked.
+See also: pool (which child when), master, workers.system.die_with_parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import setproctitle
+from multiprocess import get_context
+from multiprocess.process import BaseProcess
+
+from orchestrator.loop import Loop
+from workers.system import die_with_parent, kill_session
+
+log = logging.getLogger(__name__)
+
+_CONTEXT = get_context("fork")
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a child ended: exit code or signal number, and the CPU time it used, nanoseconds."""
+
+    code: int | None
+    signal: int | None
+    cpu_ns: int
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"ended with exit code {self.code}"
+        hint = " (perhaps out of memory?)" if self.signal == signal.SIGKILL else ""
+        return f"was ended by {signal.Signals(self.signal).name}{hint}"
+
+
+class Child:
+    """One forked process."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+        self.pid: int = process.pid
+        self.sentinel: int = process.sentinel
+
+    def collect(self) -> Exit | None:
+        """How it ended, or None while it lives. Never blocks; its pid is free afterwards."""
+        before = _children_cpu_ns()
+        if self._process.is_alive():
+            return None
+        # Only this child can have been waited for in between, so the difference is its own.
+        cpu_ns = _children_cpu_ns() - before
+        code = self._process.exitcode
+        self._process.close()
+        if code is None or code < 0:
+            return Exit(None, -code if code else None, cpu_ns)
+        return Exit(code, None, cpu_ns)
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal it; nothing when it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+
+def spawn(role: Callable[[], int], title: str, loop: Loop, forget: Callable[[], None], *, outlives: bool = False) -> Child:
+    """
+    Fork a process that is called *title*, runs *role* and ends with its answer as exit code.
+
+    *forget* closes, in the child, what belongs to the master alone. *outlives*: do not end with the
+    master (the keeper, which leaves last). Raises OSError when the kernel gives no process.
+    """
+    parent = os.getpid()
+
+    def main() -> None:
+        code = 1
+        try:
+            loop.forget_in_child()
+            forget()
+            if not outlives:
+                die_with_parent(parent)
+            setproctitle.setproctitle(f"orchestrator: {title}")
+            code = role()
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+        except BaseException:
+            log.exception("%s failed", title)
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    process = _CONTEXT.Process(target=main, name=title)
+    with loop.signals_held():
+        process.start()
+    return Child(process)
+
+
+def kill_whole(pid: int) -> None:
+    """SIGKILL worker *pid*, which leads a session of its own, and everything it started in that session."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+    kill_session(pid)
+
+
+def ignore(*numbers: signal.Signals) -> None:
+    """Ignore these signals: service managers and terminals signal whole groups, but only the master answers."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _children_cpu_ns() -> int:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return int((used.ru_utime + used.ru_stime) * 1e9)

@@ -1,0 +1,557 @@
+"""
+master - forks the roles, waits, answers signals, and never touches a queue directory
+
+It puts together what others decide and do: config says what is wanted, pool (policy)
+which worker is spawned or ended, child (mechanism) forks and collects, the keeper
+looks at queues, the exporter at the board. Single-threaded; whatever waits, waits in
+the loop.
+
+INT drains, TERM is quick, QUIT at once. Children leave when the master is gone.
+Long because: it is the one place where all roles meet, and its parts are methods that
+fit on a screen.
+See also: ARCHITECTURE.md (the flows), running (one queue), roles (the children).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import setproctitle
+
+from orchestrator import child, exporter, roles, running
+from orchestrator.child import Child, Exit
+from orchestrator.config import Config, ConfigError, QueueConfig, diff
+from orchestrator.control import ControlServer
+from orchestrator.loop import Loop
+from orchestrator.pool import Cause, Kill, Pool, Spawn, Term
+from orchestrator.rundir import RunDir
+from orchestrator.running import RunningQueue
+from workers.board import Board, Header, HeaderText, MasterState, Q
+from workers.errors import OrchestratorError
+from workers.queues import names
+from workers.queues.base import Consumer
+from workers.system import SYSTEM
+
+log = logging.getLogger(__name__)
+
+# The table in OPERATIONS.md is checked against this one.
+SIGNALS = {
+    signal.SIGINT: "drain",  # finish what is in hand, at most stop_timeout; the third one: at once
+    signal.SIGTERM: "quick",  # what is in hand gets term_timeout, then goes back unburnt
+    signal.SIGQUIT: "now",  # kill at once; claims go back unburnt
+    signal.SIGHUP: "reload",  # read the configuration again; a bad one is logged, the old one stays
+    signal.SIGTTIN: "more",  # one worker more for each queue
+    signal.SIGTTOU: "fewer",  # one worker less for each queue
+}
+TICK_S = 0.1
+KEEPER_GRACE_S = 25.0
+INTERRUPTS_MAX = 3
+EXIT_FINE, EXIT_FAILED, EXIT_ERRORS = 0, 1, 4
+
+
+@dataclass(slots=True)
+class Pass:
+    """One pass of the keeper over all queues, for --until-empty: its number, and the moves counted before it."""
+
+    number: int
+    moves: int
+
+
+@dataclass(slots=True)
+class Master:
+    """
+    One pool. ``run`` is its life and answers the exit code.
+
+    Attributes:
+        reload: reads the configuration again; raises ConfigError.
+        is_until_empty: end when nothing waits, is claimed or deferred: 0, or 4 when messages went to errors/.
+        on_tick: called ten times a second with the master (a progress bar, the demo).
+    """
+
+    config: Config
+    reload: Callable[[], Config]
+    is_until_empty: bool = False
+    on_tick: Callable[[Master], None] | None = None
+    loop: Loop = field(init=False)
+    board: Board = field(init=False)
+    queues: dict[str, RunningQueue] = field(default_factory=dict)
+    address: str | None = None
+    _run_dir: RunDir = field(init=False)
+    _name: str = ""
+    _listener: socket.socket | None = None
+    _control: ControlServer | None = None
+    _keeper: Child | None = None
+    _keeper_s: float = 0.0
+    _orders: int = -1
+    _reports: int = -1
+    _rest: bytes = b""
+    _exporter: Child | None = None
+    _exporter_s: float = 0.0
+    _interrupts: int = 0
+    _stopping_s: float | None = None
+    _code: int = EXIT_FINE
+    _pass: Pass | None = None
+    _ooms: int = 0
+
+    # ---- life
+
+    def run(self) -> int:
+        """Acquire the name, serve until asked to end or empty; the exit code. Raises OrchestratorError at the start."""
+        names.check_host(self.config.pool.host)
+        self._run_dir = RunDir.acquire(Path(self.config.pool.run_dir), self.config.pool.name)
+        try:
+            self._open()
+            try:
+                return self.loop.run()
+            finally:
+                self._close()
+        finally:
+            self._run_dir.release()
+
+    def _open(self) -> None:
+        pool = self.config.pool
+        self._listener, warning = exporter.bind(self.config.metrics.listen, self.config.metrics.listen_is_default)
+        for text in (*self.config.warnings, *([warning] if warning else [])):
+            log.warning("%s", text)
+        self.board = Board.create(self._run_dir.board_path)
+        self._name = names.master_name(pool.host, SYSTEM)
+        header = self.board.header
+        header.words[Header.MASTER_PID], header.words[Header.MASTER_START] = os.getpid(), _start_ticks()
+        header.words[Header.STARTED_S] = int(time.time())
+        header.words[Header.RELOAD_OK], header.words[Header.RELOADED_S] = 1, int(time.time())
+        self.address = exporter.address(self._listener) if self._listener else None
+        for which, text in (
+            (HeaderText.NAME, pool.name),
+            (HeaderText.HOST, pool.host),
+            (HeaderText.MASTER, self._name),
+            (HeaderText.LISTEN, self.address or ""),
+        ):
+            header.set_text(which, text)
+        self.loop = Loop()
+        self._ooms = running.oom_kills()
+        self.loop.signals(SIGNALS)
+        self.loop.on("drain", lambda _: self.drain())
+        self.loop.on("quick", lambda _: self.quick())
+        self.loop.on("now", lambda _: self.now())
+        self.loop.on("reload", lambda _: self.read_again())
+        self.loop.on("more", lambda _: self._resize(1))
+        self.loop.on("fewer", lambda _: self._resize(-1))
+        self.loop.on("tick", lambda _: self.tick())
+        self.loop.every(TICK_S, "tick")
+        self._control = ControlServer(self._run_dir.control_path, self.dispatch, self.loop.watch, self.loop.unwatch)
+        for config in self.config.queues:
+            self.queues[config.name] = running.start(config, pool, self.board)
+        setproctitle.setproctitle(f"orchestrator: master {pool.name}")
+        self._spawn_keeper()
+        if self._listener is not None:
+            self._spawn_exporter()
+        where = f", metrics on http://{self.address}/metrics" if self.address else ""
+        log.info("pool %s starts: %d queue(s), %d workers%s", pool.name, len(self.queues), self.config.workers, where)
+
+    def _close(self) -> None:
+        if self._exporter is not None:
+            self._exporter.send(signal.SIGKILL)
+            self._wait_for(self._exporter, 1.0)
+        if self._control is not None:
+            self._control.close()
+        if self._listener is not None:
+            self._listener.close()
+        self.loop.close()
+
+    def _wait_for(self, one: Child, timeout_s: float) -> bool:
+        """Wait for a child that is about to end; only when the loop has ended. False when it did not."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        end_s = time.monotonic() + timeout_s
+        while one.collect() is None:
+            left_s = end_s - time.monotonic()
+            if left_s <= 0:
+                return False
+            signal.sigtimedwait([signal.SIGCHLD], min(left_s, 0.02))
+        return True
+
+    def _forget_in_child(self) -> None:
+        """What is the master's alone, closed in each child."""
+        for fd in (self._orders, self._reports):
+            if fd >= 0:
+                os.close(fd)
+        if self._control is not None:
+            self._control.forget_in_child()
+        self.on_tick = None
+
+    # ---- the tick: a look at the board, then the policy
+
+    def tick(self) -> None:
+        """Collect, look, decide. Ten times a second, and after every exit."""
+        now_s, boottime_ns = time.monotonic(), SYSTEM.boottime_ns()
+        self.board.header.words[Header.LAST_SEEN_NS] = boottime_ns
+        if self._control is not None:
+            self._control.tick(now_s)
+        self._collect_services(now_s)
+        for queue in tuple(self.queues.values()):
+            for index in tuple(queue.children):
+                self._collect(queue, index)
+            queue.read_board(self.board, now_s, boottime_ns)
+            self._plan(queue, now_s)
+            if queue.is_removed and queue.pool.is_empty:
+                self._forget_queue(queue)
+        if self._stopping_s is not None:
+            self._end_when_empty(now_s)
+        elif self.is_until_empty:
+            self._look_for_empty()
+        if self.on_tick is not None:
+            self.on_tick(self)
+
+    def _plan(self, queue: RunningQueue, now_s: float) -> None:
+        if not queue.opened and not queue.pool.is_stopping:
+            return
+        for action in queue.pool.plan(now_s):
+            match action:
+                case Spawn(index):
+                    self._spawn_worker(queue, index)
+                case Term(index):
+                    queue.children[index].send(signal.SIGTERM)
+                case Kill(index, cause):
+                    log.warning("worker %s[%d] is killed: %s", queue.config.name, index, _KILLED[cause])
+                    child.kill_whole(queue.children[index].pid)
+        queue.show(self.board)
+
+    # ---- workers
+
+    def _spawn_worker(self, queue: RunningQueue, index: int) -> None:
+        slot = self.board.take_worker(queue.slot, index)
+        consumer = Consumer(self._name, self.board, queue.slot, slot, index, max(queue.pool.target, 1))
+        urls = {name: one.config.url for name, one in self.queues.items()}
+        orders = roles.Work(queue.config, consumer, self.config.pool.host, os.getpid(), urls)
+        title = f"worker {queue.config.name}[{index}]"
+        try:
+            made = child.spawn(lambda: roles.work(orders), title, self.loop, self._forget_in_child)
+        except OSError as error:
+            log.error("%s cannot be forked: %s", title, error)
+            queue.pool.exited(index, time.monotonic(), status="error", claims=0, settled=0, had_message=False)
+            return
+        queue.children[index] = made
+        queue.pool.spawned(index, made.pid, time.monotonic())
+        self.loop.watch(made.sentinel, lambda _: self._on_end(queue, index))
+
+    def _on_end(self, queue: RunningQueue, index: int) -> None:
+        self._collect(queue, index)
+        self._plan(queue, time.monotonic())
+
+    def _collect(self, queue: RunningQueue, index: int) -> None:
+        made = queue.children.get(index)
+        if made is None:
+            return
+        sentinel, pid = made.sentinel, made.pid
+        end = made.collect()
+        if end is None:
+            return
+        self.loop.unwatch(sentinel)
+        del queue.children[index]
+        # Its programs, before its message can be claimed again.
+        child.kill_whole(pid)
+        killed = queue.pool.kill_cause(index)
+        is_asked = queue.pool.is_asked(index)
+        reason = self._reason(end, killed)
+        dead = running.bury(self.board.worker(self.board.take_worker(queue.slot, index)), end, reason)
+        if not is_asked or reason not in ("finished", "signal"):
+            in_hand = f", with {names.shown(dead.message)} in hand" if dead.had_message else ""
+            log.warning("worker %s[%d] (pid %d) %s%s", queue.config.name, index, pid, end, in_hand)
+        if dead.owner:
+            cause = killed or ("stopped" if is_asked else "died")
+            self._order("release", queue, owner=dead.owner, cause=cause, note=f"worker pid {pid} {end}")
+        queue.pool.exited(
+            index,
+            time.monotonic(),
+            status=reason,
+            claims=dead.claims,
+            settled=dead.settled,
+            had_message=dead.had_message,
+        )
+        queue.show(self.board)
+
+    def _reason(self, end: Exit, killed: Cause | None) -> str:
+        """One of the board's EXIT_REASONS."""
+        if killed == "timeout":
+            return "timeout"
+        if end.signal == signal.SIGKILL and killed is None:
+            ooms, before = running.oom_kills(), self._ooms
+            self._ooms = ooms
+            return "oom" if ooms > before else "signal"
+        if end.signal is not None:
+            return "signal"
+        return "finished" if end.code == 0 else "error"
+
+    def _resize(self, change: int) -> None:
+        for queue in self.queues.values():
+            self.scale(queue, queue.pool.policy.size + change)
+
+    def scale(self, queue: RunningQueue, size: int) -> None:
+        """Want *size* workers, at least one."""
+        others = sum(one.pool.policy.size for one in self.queues.values() if one is not queue)
+        size = max(1, min(size, 1024 - others))
+        log.info("queue %s: %d workers wanted", queue.config.name, size)
+        queue.pool.set_size(size)
+        self._plan(queue, time.monotonic())
+
+    # ---- keeper and exporter
+
+    def _spawn_keeper(self) -> None:
+        orders_reader, self._orders = os.pipe2(os.O_CLOEXEC)
+        self._reports, reports_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(reports_writer, True)
+        keeping = roles.Keeping(self.board, self._name, self.config.pool.host, orders_reader, reports_writer)
+        self._keeper_s = time.monotonic()
+        self._keeper = child.spawn(
+            lambda: roles.keep(keeping), "keeper", self.loop, self._forget_in_child, outlives=True
+        )
+        os.close(orders_reader)
+        os.close(reports_writer)
+        self.board.header.words[Header.KEEPER_PID] = self._keeper.pid
+        self.loop.watch(self._reports, self._on_report)
+        for queue in self.queues.values():
+            self._add(queue)
+
+    def _add(self, queue: RunningQueue) -> None:
+        self._order("add", queue, config=queue.config.model_dump_json(), slot=queue.slot)
+
+    def _order(self, do: str, queue: RunningQueue, **more: object) -> None:
+        """One line to the keeper. The pipe holds 64 KiB; a keeper that does not read is replaced by the tick."""
+        line = json.dumps({"do": do, "queue": queue.config.name, **more}).encode() + b"\n"
+        try:
+            os.write(self._orders, line)
+        except BrokenPipeError:
+            return  # it is dead: the next one is told everything it needs by the board and by "add"
+
+    def _on_report(self, fd: int) -> None:
+        part = os.read(fd, 65536)
+        if not part:
+            self.loop.unwatch(fd)
+            return
+        *lines, self._rest = (self._rest + part).split(b"\n")
+        for line in lines:
+            report = json.loads(line)
+            queue = self.queues.get(report["queue"])
+            if queue is not None:
+                self._on_opened(queue, report["refused"])
+
+    def _on_opened(self, queue: RunningQueue, refused: str | None) -> None:
+        is_first = queue.opened is None
+        queue.opened = refused is None
+        if refused is None:
+            log.info("queue %s is ready: %s", queue.config.name, queue.config.url)
+            self._plan(queue, time.monotonic())
+            return
+        log.error("queue %s is refused: %s", queue.config.name, refused)
+        if is_first and self._stopping_s is None and not self._is_reloaded():
+            self._stop(EXIT_FAILED, lambda pool, now_s: pool.quick(now_s))
+
+    def _is_reloaded(self) -> bool:
+        return any(queue.opened for queue in self.queues.values())
+
+    def _spawn_exporter(self) -> None:
+        listener, board, parent = self._listener, self.board, os.getpid()
+        assert listener is not None  # noqa: S101 - asked by the callers
+        self._exporter_s = time.monotonic()
+        self._exporter = child.spawn(
+            lambda: roles.export(listener, board, parent), "exporter", self.loop, self._forget_in_child
+        )
+        self.board.header.words[Header.EXPORTER_PID] = self._exporter.pid
+
+    def _collect_services(self, now_s: float) -> None:
+        """Keeper and exporter are replaced when they die, at most once a second."""
+        if self._keeper is not None and (end := self._keeper.collect()) is not None:
+            log.warning("the keeper %s", end)
+            self._keeper = None
+            self.loop.unwatch(self._reports)
+            os.close(self._orders)
+            os.close(self._reports)
+            self._orders = self._reports = -1
+        if self._keeper is None and self._stopping_s is None and now_s - self._keeper_s >= 1.0:
+            self._spawn_keeper()
+        if self._exporter is not None and (end := self._exporter.collect()) is not None:
+            log.warning("the exporter %s", end)
+            self._exporter = None
+        is_wanted = self._listener is not None and self._exporter is None and self._stopping_s is None
+        if is_wanted and now_s - self._exporter_s >= 1.0:
+            self._spawn_exporter()
+
+    # ---- ending
+
+    def drain(self) -> None:
+        """INT: finish what is in hand; the third one ends at once."""
+        self._interrupts += 1
+        if self._interrupts >= INTERRUPTS_MAX:
+            self.now()
+            return
+        log.info("draining: what is in hand is finished, at most %g s", self.config.pool.stop_timeout)
+        self._stop(EXIT_FINE, lambda pool, now_s: pool.drain(now_s), MasterState.DRAINING)
+
+    def quick(self) -> None:
+        """TERM: what is in hand gets term_timeout."""
+        log.info("stopping: what is in hand has %g s, then it goes back", self.config.pool.term_timeout)
+        self._stop(EXIT_FINE, lambda pool, now_s: pool.quick(now_s))
+
+    def now(self) -> None:
+        """QUIT: kill; what is in hand goes back unburnt."""
+        log.info("stopping at once: what is in hand goes back")
+        self._stop(EXIT_FINE, lambda pool, _: pool.kill_now())
+
+    def _stop(
+        self, code: int, how: Callable[[Pool, float], None], state: MasterState = MasterState.STOPPING
+    ) -> None:
+        now_s = time.monotonic()
+        self.board.header.words[Header.STATE] = state
+        if self._stopping_s is None:
+            self._stopping_s, self._code = now_s, code
+        for queue in self.queues.values():
+            how(queue.pool, now_s)
+            self._plan(queue, now_s)
+
+    def _end_when_empty(self, now_s: float) -> None:
+        """When the last worker is gone: the keeper's last releases, then the end."""
+        if any(queue.children for queue in self.queues.values()):
+            return
+        if self._orders >= 0:
+            self.loop.unwatch(self._reports)
+            os.close(self._orders)
+            os.close(self._reports)
+            self._orders = self._reports = -1
+            self._stopping_s = now_s
+        if self._keeper is not None:
+            if now_s - (self._stopping_s or now_s) < KEEPER_GRACE_S:
+                return
+            log.warning("the keeper does not leave (does a filesystem hang?); it is killed")
+            self._keeper.send(signal.SIGKILL)
+        log.info("pool %s ends", self.config.pool.name)
+        self.loop.stop(self._code)
+
+    # ---- until empty
+
+    def _look_for_empty(self) -> None:
+        """See SPOOL.md: a pass that finds nothing, with all workers idle and no move before or since."""
+        queues = tuple(self.queues.values())
+        if not all(queue.opened for queue in queues):
+            return
+        words = [self.board.queues[queue.slot].words for queue in queues]
+        moves = sum(queue.moves(self.board) for queue in queues)
+        if self._pass is None:
+            if self._is_at_rest(queues):
+                number = self.board.header.words[Header.PASS] + 1
+                self.board.header.words[Header.PASS] = number
+                self._pass = Pass(number, moves)
+                for queue in queues:
+                    self._order("measure", queue)
+            return
+        if any(one[Q.PASS] != self._pass.number for one in words):
+            return
+        before, self._pass = self._pass.moves, None
+        if before != moves or not self._is_at_rest(queues) or any(one[Q.CLAIMED] for one in words):
+            return
+        paused = [queue for queue, one in zip(queues, words, strict=True) if one[Q.PAUSED] and one[Q.WAITING]]
+        if paused:
+            for queue in paused:
+                log.error("queue %s is paused and not empty; orchestrator resume %s", queue.config.name, queue.config.url)
+            self._stop(EXIT_FAILED, lambda pool, now_s: pool.drain(now_s), MasterState.DRAINING)
+        elif not any(one[Q.WAITING] or one[Q.DEFERRED] for one in words):
+            rejected = sum(queue.rejected(self.board) for queue in queues)
+            self._stop(EXIT_ERRORS if rejected else EXIT_FINE, lambda pool, now_s: pool.drain(now_s), MasterState.DRAINING)
+
+    def _is_at_rest(self, queues: tuple[RunningQueue, ...]) -> bool:
+        return all(queue.is_idle(self.board) for queue in queues)
+
+    # ---- reload and control
+
+    def read_again(self) -> None:
+        """HUP: apply what changed; a bad file is logged and the old configuration stays."""
+        words = self.board.header.words
+        try:
+            new = self.reload()
+        except ConfigError as error:
+            words[Header.RELOAD_OK] = 0
+            log.error("the configuration is not reloaded, the old one stays in force: %s", error)
+            return
+        found = diff(self.config, new)
+        for name in found.restart:
+            log.warning("%s changed: that needs a restart", name)
+        for config in found.removed:
+            self._remove(self.queues[config.name])
+        for old, config in found.changed:
+            self._change(self.queues[old.name], config)
+        for config in found.added:
+            self._start_queue(config)
+        self.config = self.config.model_copy(update={"queues": new.queues, "path": new.path})
+        words[Header.RELOAD_OK], words[Header.RELOADED_S] = 1, int(time.time())
+        log.info(
+            "reloaded: %d added, %d removed, %d changed", len(found.added), len(found.removed), len(found.changed)
+        )
+
+    def _start_queue(self, config: QueueConfig) -> None:
+        queue = running.start(config, self.config.pool, self.board)
+        self.queues[config.name] = queue
+        self._add(queue)
+
+    def _remove(self, queue: RunningQueue) -> None:
+        queue.is_removed = True
+        queue.pool.drain(time.monotonic())
+        self._plan(queue, time.monotonic())
+
+    def _change(self, queue: RunningQueue, config: QueueConfig) -> None:
+        old, queue.config = queue.config, config
+        is_moved = old.url != config.url or old.settings() != config.settings()
+        if is_moved:
+            # The keeper opens it anew; the workers are replaced as they finish.
+            self._order("remove", queue)
+            self._add(queue)
+        queue.pool.policy.time_limit_s = config.time_limit
+        queue.pool.set_size(config.workers)
+        queue.pool.set_generation(queue.pool.generation + 1)
+        self._plan(queue, time.monotonic())
+
+    def _forget_queue(self, queue: RunningQueue) -> None:
+        self._order("remove", queue)
+        self.board.queues[queue.slot].words[Q.USED] = 2
+        del self.queues[queue.config.name]
+        again = next((one for one in self.config.queues if one.name == queue.config.name), None)
+        if again is not None:
+            self._start_queue(again)  # it was removed and added again before its last worker had left
+
+    def dispatch(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
+        """Answer the control socket. Raises OrchestratorError for what cannot be done."""
+        match verb:
+            case "ping":
+                return {"pid": os.getpid(), "name": self.config.pool.name}
+            case "scale":
+                queue = self.queues.get(str(arguments.get("queue")))
+                size = arguments.get("workers")
+                if queue is None:
+                    known = ", ".join(self.queues)
+                    raise OrchestratorError(f"there is no queue called {arguments.get('queue')!r}, only {known}")
+                if not isinstance(size, int) or not 1 <= size <= 1024:
+                    raise OrchestratorError("workers must be a number from 1 to 1024")
+                self.scale(queue, size)
+                return {"queue": queue.config.name, "workers": queue.pool.policy.size}
+            case "reload":
+                self.read_again()
+                return {"reloaded": bool(self.board.header.words[Header.RELOAD_OK])}
+            case "drain":
+                self.loop.events.schedule("drain")
+            case "stop":
+                self.loop.events.schedule("quick")
+            case _:
+                raise OrchestratorError(f"there is no verb {verb!r}: ping, scale, reload, drain, stop")
+        return {}
+
+
+_KILLED: dict[Cause, str] = {"stopped": "it did not leave in time", "timeout": "its message took longer than time_limit"}
+
+
+def _start_ticks() -> int:
+    return SYSTEM.start_ticks(os.getpid()) or 0

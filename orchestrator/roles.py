@@ -1,0 +1,210 @@
+"""
+roles - what the children of the master do: a worker, the keeper, the exporter
+
+Each is a function that child.spawn() runs in its process; its answer is the exit code.
+They talk to the master through the board, and the keeper through two pipes, one JSON
+object a line: orders in (its end means: leave), reports out.
+
+See also: workers.worker, workers.keeper, exporter (which do the work), master.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import setproctitle
+
+from orchestrator import exporter
+from orchestrator.child import ignore, kill_whole
+from orchestrator.config import QueueConfig
+from orchestrator.watch import Watcher
+from workers.board import PROCESS_WORDS, Board, Q, Slot, W, WorkerState, WorkerText
+from workers.errors import OrchestratorError
+from workers.handler import Handler, resolve
+from workers.handlers.command import Command
+from workers.keeper import Leave, Measure, QueueKeeper, Release
+from workers.queues.base import Consumer, Queue
+from workers.queues.open import open_queue
+from workers.system import SYSTEM
+from workers.worker import Leaving, Wait, Worker, polling
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 1.0  # for the kernel to end what was killed
+
+Kept = tuple[QueueKeeper, threading.Thread]
+
+
+def handler_of(queue: QueueConfig) -> Handler:
+    """The handler that *queue* is configured with. Raises HandlerError."""
+    if queue.command is not None:
+        return Command(queue.command, shell=queue.shell)
+    assert queue.handler is not None  # noqa: S101 - the configuration has one of the two
+    return resolve(queue.handler)
+
+
+# ---- worker
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One worker's orders."""
+
+    queue: QueueConfig
+    consumer: Consumer
+    host: str
+    parent: int
+    queues: Mapping[str, str]  # configured names to URLs, for Forward
+
+
+def work(orders: Work) -> int:
+    """A worker: 0 when it was asked to leave, 1 when it could not start."""
+    os.setsid()  # its programs stay in this session, so whoever outlives it can end them
+    ignore(signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    leaving = Leaving()
+    signal.signal(signal.SIGTERM, leaving.ask)
+    consumer, config = orders.consumer, orders.queue
+    words = consumer.board.worker(consumer.worker_slot).words
+    for word in PROCESS_WORDS:
+        words[word] = 0
+    words[W.LAST_SEEN_NS] = SYSTEM.boottime_ns()
+    words[W.START] = SYSTEM.start_ticks(os.getpid()) or 0
+    words[W.STATE], words[W.PID] = WorkerState.STARTING, os.getpid()
+    try:
+        queue = open_queue(config.url, settings=dataclasses.replace(config.settings(), create=False), host=orders.host)
+        queue.attach(consumer)
+        handler = handler_of(config)
+    except OrchestratorError as error:
+        log.error("worker %s[%d] cannot start: %s", config.name, consumer.index, error)
+        return 1
+    title = f"orchestrator: worker {config.name}[{consumer.index}]"
+    Worker(
+        queue=queue,
+        handler=handler,
+        consumer=consumer,
+        leaving=leaving,
+        wait=_waiter(queue, consumer),
+        queues=orders.queues,
+        title=lambda text: setproctitle.setproctitle(title + text),
+        parent=orders.parent,
+        time_limit_s=config.time_limit,
+    ).run()
+    return 0
+
+
+def _waiter(queue: Queue, consumer: Consumer) -> Wait:
+    """inotify where it works, else adaptive polling; which one is on the board."""
+    words = consumer.board.queues[consumer.queue_slot].words
+    directory = queue.watch_directory()
+    watcher = Watcher.on(directory) if directory is not None else None
+    words[Q.WATCH] = 2 if watcher is None else 1
+    return polling(queue) if watcher is None else watcher.wait
+
+
+# ---- exporter
+
+
+def export(listener: socket.socket, board: Board, parent: int) -> int:
+    """The exporter: serves the board until its master is gone."""
+    ignore(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    exporter.serve(listener, board, should_leave=lambda: os.getppid() != parent)
+    return 0
+
+
+# ---- keeper
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What the keeper is given: the board, who it keeps for, and its two pipes."""
+
+    board: Board
+    master: str
+    host: str
+    orders_fd: int
+    reports_fd: int
+
+
+def keep(keeping: Keeping) -> int:
+    """The keeper: one thread a queue, until the pipe of orders ends; then the last releases."""
+    ignore(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    keepers: dict[str, Kept] = {}
+    reports = threading.Lock()
+
+    def report(queue: str, refused: str | None) -> None:
+        line = json.dumps({"queue": queue, "refused": refused}).encode() + b"\n"
+        with reports, contextlib.suppress(BrokenPipeError):
+            os.write(keeping.reports_fd, line)
+
+    for order in _orders(keeping.orders_fd):
+        name = str(order["queue"])
+        match order["do"]:
+            case "add":
+                keepers[name] = _start(keeping, order, report)
+            case "release":
+                keepers[name][0].orders.put(Release(str(order["owner"]), order["cause"], str(order["note"])))  # type: ignore[arg-type]
+            case "measure":
+                keepers[name][0].orders.put(Measure())
+            case "remove":
+                keepers.pop(name)[0].orders.put(Leave())
+    _end_orphans(keeping.board, {name: keeper for name, (keeper, _) in keepers.items()})
+    for keeper, _ in keepers.values():
+        keeper.orders.put(Leave())
+    end_s = time.monotonic() + 10 * GRACE_S
+    for name, (_, thread) in keepers.items():
+        thread.join(max(end_s - time.monotonic(), 0))
+        if thread.is_alive():
+            log.warning("queue %s does not answer; its claims go back by the lease", name)
+    return 0
+
+
+def _orders(fd: int) -> Iterator[dict[str, object]]:
+    with open(fd, "rb", buffering=0) as pipe:
+        rest = b""
+        while part := pipe.read(65536):
+            *lines, rest = (rest + part).split(b"\n")
+            for line in lines:
+                yield json.loads(line)
+
+
+def _start(keeping: Keeping, order: dict[str, object], report: Callable[[str, str | None], None]) -> Kept:
+    config = QueueConfig.model_validate_json(str(order["config"]))
+    consumer = Consumer(keeping.master, keeping.board, int(str(order["slot"])))
+    keeper = QueueKeeper(lambda: open_queue(config.url, settings=config.settings(), host=keeping.host), consumer)
+    thread = threading.Thread(
+        target=keeper.run, args=(lambda refused: report(config.name, refused),), name=config.name, daemon=True
+    )
+    thread.start()
+    return keeper, thread
+
+
+def _end_orphans(board: Board, keepers: Mapping[str, QueueKeeper]) -> None:
+    """The master is gone. Its workers must be too, with all they started, before their claims go back."""
+    found: list[tuple[Slot, int]] = []
+    for number in board.worker_numbers():
+        slot = board.worker(number)
+        pid = slot.words[W.PID]
+        if pid:
+            # RACE: the worker may have ended and its number be used again: only while the start time is its own.
+            if SYSTEM.is_alive(pid, slot.words[W.START]) is not False or SYSTEM.start_ticks(pid) is None:
+                kill_whole(pid)
+            found.append((slot, pid))
+    end_s = time.monotonic() + GRACE_S
+    for slot, pid in found:
+        while SYSTEM.is_alive(pid, slot.words[W.START]) and time.monotonic() < end_s:
+            time.sleep(0.005)
+        owner = slot.text(WorkerText.OWNER)
+        queue = board.queues[slot.words[W.QUEUE]].text(0) or ""
+        slot.clear(PROCESS_WORDS, (WorkerText.OWNER, WorkerText.MESSAGE))
+        if owner and queue in keepers:
+            keepers[queue].orders.put(Release(owner, "unknown", "its master died"))

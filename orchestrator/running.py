@@ -1,0 +1,118 @@
+"""
+running - one queue of a running pool, as the master sees it: its slot, its policy, its children
+
+The master never looks at the queue itself; what it knows comes from the board and
+from the keeper's report.
+See also: master (which has one for each queue), pool (the policy), child.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from orchestrator.child import Child, Exit
+from orchestrator.config import PoolConfig, QueueConfig
+from orchestrator.pool import Pool, PoolPolicy
+from workers.board import EXIT_REASONS, PROCESS_WORDS, Board, Q, Slot, W, WorkerState, WorkerText
+
+
+@dataclass(slots=True)
+class RunningQueue:
+    """See the module. *opened* is None until the keeper has reported, then whether it is ready."""
+
+    config: QueueConfig
+    slot: int
+    pool: Pool
+    opened: bool | None = None
+    is_removed: bool = False
+    children: dict[int, Child] = field(default_factory=dict)
+
+    def show(self, board: Board) -> None:
+        """The policy's view onto the board."""
+        words = board.queues[self.slot].words
+        words[Q.TARGET] = self.pool.target
+        words[Q.BACKED_OFF] = self.pool.is_backed_off
+
+    def worker_slot(self, board: Board, index: int) -> Slot:
+        """The board's slot of worker *index*."""
+        return board.worker(board.take_worker(self.slot, index))
+
+    def read_board(self, board: Board, now_s: float, boottime_ns: int) -> None:
+        """Tell the policy what the workers say of themselves."""
+        for index, child in self.children.items():
+            words = self.worker_slot(board, index).words
+            if words[W.PID] != child.pid:
+                continue
+            if words[W.STATE] in (WorkerState.IDLE, WorkerState.BUSY):
+                self.pool.is_ready(index, now_s)
+            since_ns = words[W.MESSAGE_SINCE_NS]
+            age_s = (boottime_ns - since_ns) / 1e9 if since_ns else 0.0
+            self.pool.facts(index, words[W.PROCESS_CLAIMS], words[W.PROCESS_SETTLED], bool(since_ns), age_s)
+
+    def is_idle(self, board: Board) -> bool:
+        """Whether all workers wanted are there and have nothing in hand."""
+        slots = [self.worker_slot(board, index).words for index in range(self.pool.target)]
+        return all(words[W.STATE] == WorkerState.IDLE and not words[W.MESSAGE_SINCE_NS] for words in slots)
+
+    def moves(self, board: Board) -> int:
+        """A number that changes when a message of this queue is claimed or becomes due."""
+        claims = sum(board.worker(number).words[W.CLAIMS] for number in board.worker_numbers(self.slot))
+        return claims + board.queues[self.slot].words[Q.DUE_MOVES]
+
+    def rejected(self, board: Board) -> int:
+        """Messages that went to errors/ since this board was made."""
+        rejected = sum(board.worker(number).words[W.REJECTED] for number in board.worker_numbers(self.slot))
+        return rejected + board.queues[self.slot].words[Q.REAPED_CRASH_LIMIT]
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """What a dead worker leaves: whose claims to release, and what the log says."""
+
+    owner: str
+    message: str
+    claims: int
+    settled: int
+    had_message: bool
+
+
+def bury(slot: Slot, end: Exit, reason: str) -> Dead:
+    """Read the last words of a dead worker, count its end, and take it off the board."""
+    words = slot.words
+    dead = Dead(
+        owner=slot.text(WorkerText.OWNER) or "",
+        message=slot.text(WorkerText.MESSAGE) or "",
+        claims=words[W.PROCESS_CLAIMS],
+        settled=words[W.PROCESS_SETTLED],
+        had_message=bool(words[W.MESSAGE_SINCE_NS]),
+    )
+    words[W.CPU_BASE_NS] += end.cpu_ns
+    words[W.EXITS_FINISHED + EXIT_REASONS.index(reason)] += 1
+    # ORDER: off the board, then the keeper is told: a keeper that dies in between, and the next one, must find
+    # the owner unlisted. See test_H34_a_dead_owner_is_off_the_board_before_the_keeper_is_told.
+    slot.clear(PROCESS_WORDS, (WorkerText.OWNER, WorkerText.MESSAGE))
+    return dead
+
+
+def start(config: QueueConfig, pool: PoolConfig, board: Board) -> RunningQueue:
+    """Give *config* its place on the board and its policy."""
+    slot = board.take_queue(config.name, config.url)
+    policy = PoolPolicy(
+        size=config.workers,
+        stop_timeout_s=pool.stop_timeout,
+        term_timeout_s=pool.term_timeout,
+        time_limit_s=config.time_limit,
+    )
+    return RunningQueue(config, slot, Pool(policy))
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed for memory in this machine or container; 0 when it does not say."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    except (OSError, ValueError):
+        return 0
+    return 0

@@ -1,0 +1,168 @@
+"""EventQueueManager: the order of events, and the faults Z4 and Z5 of the kind it is modelled on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.events import EventQueueManager, QueueEmptyException
+
+
+@dataclass
+class Clock:
+    now_s: float
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture(name="wall")
+def _wall() -> Clock:
+    return Clock(1_700_000_000.0)
+
+
+@pytest.fixture(name="monotonic")
+def _monotonic() -> Clock:
+    return Clock(5000.0)
+
+
+@pytest.fixture(name="events")
+def _events(wall: Clock, monotonic: Clock) -> EventQueueManager:
+    return EventQueueManager(wall, monotonic)
+
+
+def drained(events: EventQueueManager) -> list[str | None]:
+    return [events.next()[0] for _ in range(events.count())]
+
+
+def test_overdue_events_come_first_then_the_line_with_next_in_front(events):
+    """The order observed of the original."""
+    events.schedule("a")
+    events.schedule("b")
+    events.schedule_next("c")
+    events.schedule_at(0, "d")
+    events.schedule_after(-1, "e")
+    assert drained(events) == ["d", "e", "c", "a", "b"]
+
+
+def test_the_order_is_the_same_on_the_real_clocks():
+    events = EventQueueManager()
+    events.schedule("a")
+    events.schedule("b")
+    events.schedule_next("c")
+    events.schedule_at(0, "d")
+    events.schedule_after(-1, "e")
+    assert drained(events) == ["d", "e", "c", "a", "b"]
+
+
+def test_of_several_scheduled_next_the_last_comes_first(events):
+    for name in "abc":
+        events.schedule_next(name)
+    assert drained(events) == ["c", "b", "a"]
+
+
+def test_args_are_handed_through_untouched(events):
+    args = {"key": 1}
+    events.schedule("a", args)
+    assert events.next()[1] is args
+    events.schedule_after(0, "a", args)
+    assert events.next()[1] is args
+
+
+@pytest.mark.parametrize("clock", ["wall", "monotonic", "both"])
+def test_Z4_events_of_equal_time_and_name_come_in_the_order_they_were_scheduled(  # noqa: N802
+    events, wall, clock
+):
+    for number in range(20):
+        if clock == "wall" or (clock == "both" and number % 2):
+            events.schedule_at(wall.now_s + 5, "same", {"number": number})
+        else:
+            events.schedule_after(5, "same", {"number": number})
+    wall.now_s += 5
+    events._monotonic.clock.now_s += 5
+    assert [events.next()[1]["number"] for _ in range(20)] == list(range(20))
+
+
+@pytest.mark.parametrize("method", ["when", "wait", "next"])
+def test_Z5_an_empty_queue_raises_its_own_exception(events, method):  # noqa: N802
+    with pytest.raises(QueueEmptyException) as caught:
+        getattr(events, method)()
+    assert str(caught.value) == "'Event queue is empty'"
+
+
+def test_the_exception_keeps_its_parameters():
+    error = QueueEmptyException("nothing", size=3)
+    assert str(error) == "'nothing'"
+    assert error.size == 3
+
+
+def test_next_says_none_while_all_events_lie_in_the_future(events):
+    events.schedule_after(1, "later")
+    assert events.next() == (None, None)
+    assert events.count() == 1
+
+
+def test_when_is_a_wall_clock_time_for_both_clocks(events, wall):
+    events.schedule_after(10, "later")
+    assert events.when() == wall.now_s + 10
+    events.schedule_at(wall.now_s + 3, "sooner")
+    assert events.when() == wall.now_s + 3
+    events.schedule("now")
+    assert events.when() == wall.now_s
+
+
+def test_wait_is_zero_with_a_line_and_negative_when_overdue(events, wall):
+    events.schedule_at(wall.now_s - 7, "late")
+    assert events.wait() == -7
+    events.schedule("now")
+    assert events.wait() == 0
+
+
+@pytest.mark.parametrize("step_s", [-86400, 86400])
+def test_a_step_of_the_wall_clock_moves_no_timer(events, wall, monotonic, step_s):
+    events.schedule_after(2, "timer")
+    wall.now_s += step_s
+    assert events.wait() == 2
+    assert events.next() == (None, None)
+    monotonic.now_s += 2
+    assert events.next() == ("timer", None)
+
+
+def test_a_time_that_is_no_number_is_refused(events):
+    with pytest.raises(ValueError, match="not a number"):
+        events.schedule_at(math.nan, "never")
+    assert events.count() == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["schedule", "schedule_next", "schedule_at", "schedule_after"]), st.integers(-9, 9))
+    )
+)
+def test_every_order_is_that_of_a_sorted_list(calls):
+    """Against a model: timed events by time and arrival while due, then the line."""
+    clock = Clock(1000.0)
+    events = EventQueueManager(clock, clock)
+    line: list[str] = []
+    timed: list[tuple[int, int, str]] = []
+    for serial, (method, offset_s) in enumerate(calls):
+        name = str(serial)
+        if method == "schedule":
+            events.schedule(name)
+            line.append(name)
+        elif method == "schedule_next":
+            events.schedule_next(name)
+            line.insert(0, name)
+        else:
+            timed.append((offset_s, serial, name))
+            getattr(events, method)(offset_s + (1000.0 if method == "schedule_at" else 0.0), name)
+    due = [name for offset_s, _, name in sorted(timed) if offset_s <= 0]
+    later = [name for offset_s, _, name in sorted(timed) if offset_s > 0]
+    assert events.count() == len(calls)
+    assert [events.next()[0] for _ in range(len(due) + len(line))] == due + line
+    clock.now_s += 9
+    assert drained(events) == later

@@ -1,0 +1,161 @@
+"""
+test_watch - arrivals are seen by inotify, or the caller is told to poll
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import inotify_simple
+import pytest
+
+from orchestrator import watch
+from orchestrator.watch import Watcher
+from workers.system import System
+
+LONG_S = 30.0  # never waited for: an event comes first
+
+
+@pytest.fixture
+def incoming(tmp_path: Path) -> Path:
+    (tmp_path / "incoming").mkdir()
+    (tmp_path / "tmp").mkdir()
+    return tmp_path / "incoming"
+
+
+@pytest.fixture
+def watcher(incoming: Path) -> Iterator[Watcher]:
+    made = Watcher.on(str(incoming))
+    assert made is not None
+    yield made
+    made.close()
+
+
+def put(incoming: Path, name: str) -> None:
+    temporary = incoming.parent / "tmp" / name
+    temporary.write_bytes(b"x")
+    temporary.rename(incoming / name)
+
+
+def test_a_rename_into_the_directory_ends_the_wait(watcher: Watcher, incoming: Path) -> None:
+    put(incoming, "a")
+    assert watcher.wait(LONG_S)
+    assert not watcher.wait(0)
+
+
+def test_a_link_into_the_directory_ends_the_wait(watcher: Watcher, incoming: Path) -> None:
+    (incoming.parent / "tmp" / "a").write_bytes(b"x")
+    (incoming / "a").hardlink_to(incoming.parent / "tmp" / "a")
+    assert watcher.wait(LONG_S)
+
+
+def test_many_arrivals_are_one_wake_up(watcher: Watcher, incoming: Path) -> None:
+    for number in range(500):
+        put(incoming, str(number))
+    assert watcher.wait(LONG_S)
+    assert not watcher.wait(0)
+
+
+def test_leaving_the_directory_is_no_arrival(watcher: Watcher, incoming: Path) -> None:
+    put(incoming, "a")
+    watcher.wait(LONG_S)
+    (incoming / "a").rename(incoming.parent / "a")
+    (incoming.parent / "a").unlink()
+    assert not watcher.wait(0)
+
+
+def test_the_other_descriptor_ends_the_wait_and_is_left_unread(watcher: Watcher) -> None:
+    read, write = os.pipe()
+    os.write(write, b"x")
+    assert not watcher.wait(LONG_S, read)
+    assert os.read(read, 1) == b"x"
+    os.close(read)
+    os.close(write)
+
+
+def test_both_at_once_count_as_an_arrival(watcher: Watcher, incoming: Path) -> None:
+    read, write = os.pipe()
+    os.write(write, b"x")
+    put(incoming, "a")
+    assert watcher.wait(LONG_S, read)
+    os.close(read)
+    os.close(write)
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed"])
+def test_a_directory_that_went_away_is_polled_from_then_on(watcher: Watcher, incoming: Path, how: str) -> None:
+    if how == "removed":
+        incoming.rmdir()
+    else:
+        incoming.rename(incoming.parent / "elsewhere")
+    assert watcher.wait(LONG_S)
+    assert watcher.is_polling
+    assert watcher.wait(0.001)
+    read, write = os.pipe()
+    os.close(write)
+    assert watcher.wait(LONG_S, read)
+    os.close(read)
+
+
+def test_an_overflow_counts_as_arrivals(watcher: Watcher, monkeypatch: pytest.MonkeyPatch, incoming: Path) -> None:
+    flags = inotify_simple.flags
+    event = inotify_simple.Event(-1, flags.Q_OVERFLOW, 0, "")
+    really = watcher._inotify.read
+
+    def read(timeout: int) -> list[object]:
+        list(really(timeout=timeout))
+        return [event]
+
+    monkeypatch.setattr(watcher._inotify, "read", read)
+    put(incoming, "a")
+    assert watcher.wait(LONG_S)
+    assert not watcher.is_polling
+
+
+def test_a_network_filesystem_is_not_watched(incoming: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Remote(System):
+        def network_filesystem(self, path: str) -> str | None:
+            return "lustre"
+
+    caplog.set_level(logging.INFO)
+    assert Watcher.on(str(incoming), Remote()) is None
+    assert "lustre" in caplog.text
+
+
+def test_without_inotify_the_caller_polls(
+    incoming: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(watch, "inotify_simple", None)
+    assert Watcher.on(str(incoming)) is None
+    assert "not available" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("number", "sysctl"), [(errno.EMFILE, "max_user_instances"), (errno.ENOSPC, "max_user_watches")]
+)
+def test_a_reached_limit_is_logged_with_its_cure(
+    incoming: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, number: int, sysctl: str
+) -> None:
+    def fail(self: object, path: str, mask: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(inotify_simple.INotify, "add_watch", fail)
+    assert Watcher.on(str(incoming)) is None
+    assert sysctl in caplog.text
+
+
+def test_what_is_no_directory_is_not_watched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    assert Watcher.on(str(tmp_path / "file")) is None
+    assert Watcher.on(str(tmp_path / "nothing")) is None
+    assert caplog.text.count("cannot watch") == 2
+
+
+def test_closing_twice_is_harmless(watcher: Watcher) -> None:
+    watcher.close()
+    watcher.close()
