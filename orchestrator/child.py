@@ -75,7 +75,9 @@ class Child:
             os.kill(self.pid, number)
 
 
-def spawn(role: Callable[[], int], title: str, loop: Loop, forget: Callable[[], None], *, outlives: bool = False) -> Child:
+def spawn(
+    role: Callable[[], int], title: str, loop: Loop, forget: Callable[[], None], *, outlives: bool = False
+) -> Child:
     """
     Fork a process that is called *title*, runs *role* and ends with its answer as exit code.
 

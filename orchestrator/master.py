@@ -146,7 +146,9 @@ class Master:
         self.loop.on("fewer", lambda _: self._resize(-1))
         self.loop.on("tick", lambda _: self.tick())
         self.loop.every(TICK_S, "tick")
-        self._control = ControlServer(self._run_dir.control_path, self.dispatch, self.loop.watch, self.loop.unwatch)
+        self._control = ControlServer(
+            self._run_dir.control_path, self.dispatch, watch=self.loop.watch, unwatch=self.loop.unwatch
+        )
         for config in self.config.queues:
             self.queues[config.name] = running.start(config, pool, self.board)
         setproctitle.setproctitle(f"orchestrator: master {pool.name}")
@@ -185,6 +187,12 @@ class Master:
         if self._control is not None:
             self._control.forget_in_child()
         self.on_tick = None
+
+    def _forget_all_in_child(self) -> None:
+        """The same for those who do not serve HTTP: else the port stays taken while one of them lives."""
+        self._forget_in_child()
+        if self._listener is not None:
+            self._listener.close()
 
     # ---- the tick: a look at the board, then the policy
 
@@ -232,7 +240,7 @@ class Master:
         orders = roles.Work(queue.config, consumer, self.config.pool.host, os.getpid(), urls)
         title = f"worker {queue.config.name}[{index}]"
         try:
-            made = child.spawn(lambda: roles.work(orders), title, self.loop, self._forget_in_child)
+            made = child.spawn(lambda: roles.work(orders), title, self.loop, self._forget_all_in_child)
         except OSError as error:
             log.error("%s cannot be forked: %s", title, error)
             queue.pool.exited(index, time.monotonic(), status="error", claims=0, settled=0, had_message=False)
@@ -310,7 +318,7 @@ class Master:
         keeping = roles.Keeping(self.board, self._name, self.config.pool.host, orders_reader, reports_writer)
         self._keeper_s = time.monotonic()
         self._keeper = child.spawn(
-            lambda: roles.keep(keeping), "keeper", self.loop, self._forget_in_child, outlives=True
+            lambda: roles.keep(keeping), "keeper", self.loop, self._forget_all_in_child, outlives=True
         )
         os.close(orders_reader)
         os.close(reports_writer)
@@ -329,6 +337,13 @@ class Master:
             os.write(self._orders, line)
         except BrokenPipeError:
             return  # it is dead: the next one is told everything it needs by the board and by "add"
+
+    def _close_pipes(self) -> None:
+        self.loop.unwatch(self._reports)
+        os.close(self._orders)
+        os.close(self._reports)
+        self._orders = self._reports = -1
+        self._rest = b""
 
     def _on_report(self, fd: int) -> None:
         part = os.read(fd, 65536)
@@ -368,16 +383,14 @@ class Master:
     def _collect_services(self, now_s: float) -> None:
         """Keeper and exporter are replaced when they die, at most once a second."""
         if self._keeper is not None and (end := self._keeper.collect()) is not None:
-            log.warning("the keeper %s", end)
             self._keeper = None
-            self.loop.unwatch(self._reports)
-            os.close(self._orders)
-            os.close(self._reports)
-            self._orders = self._reports = -1
+            if self._orders >= 0:
+                log.warning("the keeper %s", end)
+                self._close_pipes()
         if self._keeper is None and self._stopping_s is None and now_s - self._keeper_s >= 1.0:
             self._spawn_keeper()
         if self._exporter is not None and (end := self._exporter.collect()) is not None:
-            log.warning("the exporter %s", end)
+            log.warning("the exporter %s; another takes its place", end)
             self._exporter = None
         is_wanted = self._listener is not None and self._exporter is None and self._stopping_s is None
         if is_wanted and now_s - self._exporter_s >= 1.0:
@@ -404,9 +417,7 @@ class Master:
         log.info("stopping at once: what is in hand goes back")
         self._stop(EXIT_FINE, lambda pool, _: pool.kill_now())
 
-    def _stop(
-        self, code: int, how: Callable[[Pool, float], None], state: MasterState = MasterState.STOPPING
-    ) -> None:
+    def _stop(self, code: int, how: Callable[[Pool, float], None], state: MasterState = MasterState.STOPPING) -> None:
         now_s = time.monotonic()
         self.board.header.words[Header.STATE] = state
         if self._stopping_s is None:
@@ -420,10 +431,7 @@ class Master:
         if any(queue.children for queue in self.queues.values()):
             return
         if self._orders >= 0:
-            self.loop.unwatch(self._reports)
-            os.close(self._orders)
-            os.close(self._reports)
-            self._orders = self._reports = -1
+            self._close_pipes()  # the keeper leaves at the end of its orders
             self._stopping_s = now_s
         if self._keeper is not None:
             if now_s - (self._stopping_s or now_s) < KEEPER_GRACE_S:
@@ -458,11 +466,15 @@ class Master:
         paused = [queue for queue, one in zip(queues, words, strict=True) if one[Q.PAUSED] and one[Q.WAITING]]
         if paused:
             for queue in paused:
-                log.error("queue %s is paused and not empty; orchestrator resume %s", queue.config.name, queue.config.url)
+                log.error(
+                    "queue %s is paused and not empty; orchestrator resume %s", queue.config.name, queue.config.url
+                )
             self._stop(EXIT_FAILED, lambda pool, now_s: pool.drain(now_s), MasterState.DRAINING)
         elif not any(one[Q.WAITING] or one[Q.DEFERRED] for one in words):
             rejected = sum(queue.rejected(self.board) for queue in queues)
-            self._stop(EXIT_ERRORS if rejected else EXIT_FINE, lambda pool, now_s: pool.drain(now_s), MasterState.DRAINING)
+            self._stop(
+                EXIT_ERRORS if rejected else EXIT_FINE, lambda pool, now_s: pool.drain(now_s), MasterState.DRAINING
+            )
 
     def _is_at_rest(self, queues: tuple[RunningQueue, ...]) -> bool:
         return all(queue.is_idle(self.board) for queue in queues)
@@ -489,9 +501,7 @@ class Master:
             self._start_queue(config)
         self.config = self.config.model_copy(update={"queues": new.queues, "path": new.path})
         words[Header.RELOAD_OK], words[Header.RELOADED_S] = 1, int(time.time())
-        log.info(
-            "reloaded: %d added, %d removed, %d changed", len(found.added), len(found.removed), len(found.changed)
-        )
+        log.info("reloaded: %d added, %d removed, %d changed", len(found.added), len(found.removed), len(found.changed))
 
     def _start_queue(self, config: QueueConfig) -> None:
         queue = running.start(config, self.config.pool, self.board)
@@ -550,7 +560,10 @@ class Master:
         return {}
 
 
-_KILLED: dict[Cause, str] = {"stopped": "it did not leave in time", "timeout": "its message took longer than time_limit"}
+_KILLED: dict[Cause, str] = {
+    "stopped": "it did not leave in time",
+    "timeout": "its message took longer than time_limit",
+}
 
 
 def _start_ticks() -> int:

@@ -26,10 +26,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workers.board import Q, Slot, W, WorkerState, WorkerText, observe
+from workers.board import Slot, W, WorkerState, WorkerText, observe
 from workers.errors import ClaimLost, HandlerError, InputGone, OrchestratorError, QueueUnavailable
 from workers.handler import Called, Handler, call
-from workers.message import Body, Claim, Done, Forward, Message, Outcome, Reject, Retry
+from workers.message import Body, Claim, Done, Forward, Message, Reject, Retry
 from workers.queues import names
 from workers.queues.base import Consumer, Queue
 from workers.queues.open import open_queue

@@ -133,7 +133,9 @@ class Directory:
         if not isinstance(found, dict) or not isinstance(found.get("format"), int):
             raise QueueRefused(f"{self.pool}/format is damaged; compare it with SPOOL.md")
         if found["format"] > FORMAT:
-            raise QueueRefused(f"{self.path} has format {found['format']}, this program knows up to {FORMAT}: update it")
+            raise QueueRefused(
+                f"{self.path} has format {found['format']}, this program knows up to {FORMAT}: update it"
+            )
         own = {}
         for key, standard in (
             ("lease_interval_s", LEASE_INTERVAL_S),

@@ -35,7 +35,9 @@ _DUE = re.compile(r"([0-9]{10,11})\.")
 _MASTER = r"(?P<host>[A-Za-z0-9._-]{1,64})\.(?P<kernel8>[0-9a-f]{8})\.(?P<pid>[0-9]{1,10})\.(?P<start>[0-9]{1,20})\.(?P<random>[0-9a-f]{16})"  # fmt: skip
 _MASTER_RE = re.compile(_MASTER + r"\Z")
 _OWNER_RE = re.compile(
-    r"(?P<master>" + _MASTER + r")\.(?P<index>[0-9]{1,6})\.(?P<wpid>[0-9]{1,10})\.(?P<wstart>[0-9]{1,20})\.[0-9a-f]{12}\Z"
+    r"(?P<master>"
+    + _MASTER
+    + r")\.(?P<index>[0-9]{1,6})\.(?P<wpid>[0-9]{1,10})\.(?P<wstart>[0-9]{1,20})\.[0-9a-f]{12}\Z"
 )
 _LEASE_RE = re.compile(r"(?P<master>" + _MASTER + r")\.(?P<number>[0-9]{1,18})\Z")
 

@@ -231,9 +231,7 @@ class Spool(Queue):
         self._consumer = consumer
         self._words = consumer.board.queues[consumer.queue_slot].words
         self._slot = consumer.board.worker(consumer.worker_slot)
-        self._scan = Scan(
-            self.directory.incoming, self.settings.order, self.system, consumer.index, consumer.count
-        )
+        self._scan = Scan(self.directory.incoming, self.settings.order, self.system, consumer.index, consumer.count)
 
     def claim(self) -> Claim | None:
         """See Queue.claim: one rename; ENOENT is a lost race, counted and nothing else."""
@@ -464,9 +462,7 @@ class Spool(Queue):
         """Whether our lease was good from the claim until now, read after the ENOENT."""
         # ORDER: the time, then the lapses, as in claim(); the open gap counts as well. See protocol-check H36.
         beat_ns, lapses = self._words[Q.BEAT_NS], self._words[Q.LAPSES]
-        return (
-            lapses == claim.lapses and self.system.boottime_ns() - beat_ns < self._words[Q.HALF_TIMEOUT_NS]
-        )
+        return lapses == claim.lapses and self.system.boottime_ns() - beat_ns < self._words[Q.HALF_TIMEOUT_NS]
 
     # ---- our own directory
 
