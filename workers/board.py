@@ -36,7 +36,10 @@ SLOT_SIZE = WORDS * 8 + TEXTS * TEXT_SIZE
 SIZE = SLOT_SIZE * (1 + QUEUES_MAX + WORKERS_MAX)
 
 # Upper bounds of the histogram buckets, seconds; the last bucket is +Inf.
-BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0)  # fmt: skip
+BUCKETS_S = (
+    0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+    30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0,
+)  # fmt: skip
 BUCKETS_NS = tuple(int(bound * 1e9) for bound in BUCKETS_S)
 
 
@@ -91,7 +94,7 @@ class Q(IntEnum):
     DEFERRED = auto()
     ERRORS = auto()
     IGNORED = auto()
-    OLDEST_WAITING_MS = auto()
+    OLDEST_WAITING_MS = auto()  # an age
     OLDEST_CLAIMED_MS = auto()
     OLDEST_DEFERRED_MS = auto()
     OLDEST_ERRORS_MS = auto()

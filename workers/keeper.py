@@ -189,7 +189,8 @@ class QueueKeeper:
         self._measure_took_ns = self._measured_ns - start_ns
         words[Q.MEASURE_NS] = self._measure_took_ns
         words[Q.MEASURED_MS] = self._system.wall_ns() // 1_000_000
-        # ORDER: the answer last, when every figure above is of this pass. See test_until_empty_waits_for_what_is_in_hand.
+        # ORDER: the answer last, when every figure above is of this pass.
+        # See test_until_empty_waits_for_what_is_in_hand.
         words[Q.PASS] = asked
 
     def leave(self) -> None:

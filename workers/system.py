@@ -74,7 +74,7 @@ class System:
         return NETWORK_FILESYSTEMS.get(filesystem_magic(path))
 
     def start_ticks(self, pid: int) -> int | None:
-        """The start time of *pid* in clock ticks since boot; 0 when it cannot be read, None when there is no such process."""
+        """The start time of *pid*, clock ticks since boot; 0 when it cannot be read, None when there is no such process."""
         return start_ticks(pid)
 
     def is_alive(self, pid: int, start: int) -> bool | None:
@@ -120,20 +120,21 @@ def start_ticks(pid: int) -> int | None:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        if not os.path.exists("/proc/self/stat"):
-            return 0
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except OSError:
-            return 0  # it is there, but hidden from us
-        return 0
+        # hidepid hides what is there; only the kernel's own word says that it is gone.
+        return 0 if _answers(pid) else None
     except OSError:
         return 0
-    if fields[0] in (b"Z", b"X"):
-        return None
-    return int(fields[PROC_START_FIELD])
+    return None if fields[0] in (b"Z", b"X") else int(fields[PROC_START_FIELD])
+
+
+def _answers(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def process_state(pid: int) -> str | None:

@@ -32,7 +32,10 @@ _MARK = re.compile(r"t(0|[1-9][0-9]{0,3})c(0|[1-9][0-9]{0,3})-([0-9a-f]{22})~")
 _OURS = re.compile(r"([0-9]{10,11})\.M([0-9]{6})P[0-9]{1,10}Q[0-9]{1,12}R[0-9a-f]{12}\.[A-Za-z0-9._-]{1,64}\Z")
 _MENTAT = re.compile(r"[^/\s]+\.[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+\.msg\Z")
 _DUE = re.compile(r"([0-9]{10,11})\.")
-_MASTER = r"(?P<host>[A-Za-z0-9._-]{1,64})\.(?P<kernel8>[0-9a-f]{8})\.(?P<pid>[0-9]{1,10})\.(?P<start>[0-9]{1,20})\.(?P<random>[0-9a-f]{16})"  # fmt: skip
+_MASTER = (
+    r"(?P<host>[A-Za-z0-9._-]{1,64})\.(?P<kernel8>[0-9a-f]{8})"
+    r"\.(?P<pid>[0-9]{1,10})\.(?P<start>[0-9]{1,20})\.(?P<random>[0-9a-f]{16})"
+)
 _MASTER_RE = re.compile(_MASTER + r"\Z")
 _OWNER_RE = re.compile(
     r"(?P<master>"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workers.board import Q, WorkerText
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWEEP_S = 5.0  # tmp/, flat claims and done/ are looked at no more often
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A dead owner: its directory's name, why its claims go back, and a note for .meta."""
+
+    owner: str
+    cause: Cause
+    note: str
 
 
 class SpoolKeeper:
@@ -113,7 +123,7 @@ class SpoolKeeper:
         # Only in the second round: the master takes a dead owner off the board first and says why a moment later,
         # and the reason decides whether a crash is counted.
         for directory in unlisted & self._unlisted:
-            self._release(directory, "unknown", "its worker is gone from the board", kept)
+            self._release(Death(directory, "unknown", "its worker is gone from the board"), kept)
             kept.owner_dead += 1
         self._unlisted = unlisted
 
@@ -128,7 +138,7 @@ class SpoolKeeper:
             if self._system.start_ticks(owner.pid) is None:
                 # The session's number is not used again while a process is left in it, so these are the worker's own.
                 self._system.kill_session(owner.pid)
-            self._release(directory, "unknown", "its master and its worker are gone", kept)
+            self._release(Death(directory, "unknown", "its master and its worker are gone"), kept)
             kept.owner_dead += 1
 
     def _release_lost(self, owners: dict[str, names.Owner], kept: Kept) -> None:
@@ -139,7 +149,7 @@ class SpoolKeeper:
                 if not self._looks.is_still_lost(master):
                     break
                 log.warning("%s: the lease of %s is lost, its claims go back", self._spool.url, directory)
-                self._release(directory, "unknown", "its lease was lost", kept)
+                self._release(Death(directory, "unknown", "its lease was lost"), kept)
                 kept.lease_lost += 1
                 self._beat_when_due()
             else:
@@ -152,7 +162,7 @@ class SpoolKeeper:
         """See Queue.release_owner."""
         kept = Kept()
         try:
-            released = self._release(owner, cause, note, kept)
+            released = self._release(Death(owner, cause, note), kept)
         except OSError as error:
             raise QueueUnavailable.at("release", error.filename or owner, error) from error
         self._slot.words[Q.REAPED_CRASH_LIMIT] += kept.crash_limit
@@ -160,8 +170,8 @@ class SpoolKeeper:
             self._slot.words[Q.REAPED_OWNER_DEAD] += 1
         return released
 
-    def _release(self, owner: str, cause: Cause, note: str, kept: Kept) -> list[str]:
-        place = os.path.join(self._directory.pending, owner)
+    def _release(self, death: Death, kept: Kept) -> list[str]:
+        place = os.path.join(self._directory.pending, death.owner)
         released = []
         try:
             files = self._system.listdir(place)
@@ -174,7 +184,7 @@ class SpoolKeeper:
             mark = names.parse(file)
             if not mark.token:
                 self._spool.to_errors_as_left(os.path.join(place, file), "left by a handler")
-            elif self._release_one(place, file, mark, owner, cause, note, kept):
+            elif self._release_one(os.path.join(place, file), mark, death, kept):
                 released.append(mark.name)
         try:
             self._system.rmdir(place)
@@ -183,22 +193,20 @@ class SpoolKeeper:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise  # else: something came in meanwhile; the next round finishes it
-        self._unlisted.discard(owner)
+        self._unlisted.discard(death.owner)
         return released
 
-    def _release_one(
-        self, place: str, file: str, mark: names.Marked, owner: str, cause: Cause, note: str, kept: Kept
-    ) -> bool:
+    def _release_one(self, path: str, mark: names.Marked, death: Death, kept: Kept) -> bool:
         attempts, crashes = mark.attempts, mark.crashes
         settings = self._spool.settings
         token = self._spool.tokens.token(mark.name)
         target, prefix, reason = self._directory.incoming, "", ""
-        if cause in ("died", "unknown"):
+        if death.cause in ("died", "unknown"):
             crashes += 1
             if crashes >= settings.crash_limit:
                 reason = f"its worker died {crashes} times with it in hand"
                 kept.crash_limit += 1
-        elif cause == "timeout":
+        elif death.cause == "timeout":
             attempts += 1
             if attempts >= settings.max_attempts:
                 reason = f"failed {attempts} times, the last time by its time limit"
@@ -208,33 +216,29 @@ class SpoolKeeper:
         if reason:
             target = self._directory.errors
         name = names.marked(attempts, crashes, token, mark.name)
-        if not self._directory.move(os.path.join(place, file), target, prefix + name):
+        if not self._directory.move(path, target, prefix + name):
             return False
         if reason:
             # A poison message is counted as such only when its place in errors/ is durable.
             self._system.fsync_directory(self._directory.errors)
-            self._spool.write_meta(name, self._facts(mark, attempts, crashes, owner, cause, note, reason))
+            facts: dict[str, object] = {"attempts": attempts, "crashes": crashes, "reason": reason}
+            self._spool.write_meta(name, {**facts, **self._facts(mark, death)})
         return True
 
-    def _facts(
-        self, mark: names.Marked, attempts: int, crashes: int, owner: str, cause: Cause, note: str, reason: str
-    ) -> dict[str, object]:
+    def _facts(self, mark: names.Marked, death: Death) -> dict[str, object]:
         from workers.queues.spool import iso  # noqa: PLC0415 - spool imports this module
 
-        parsed = names.parse_owner(owner)
+        parsed = names.parse_owner(death.owner)
         enqueued = names.enqueued_at(mark.name)
         return {
             "name": mark.name,
-            "reason": reason,
-            "cause": cause,
-            "note": note,
-            "attempts": attempts,
-            "crashes": crashes,
+            "cause": death.cause,
+            "note": death.note,
             "queue": self._spool.url,
             "host": parsed.host if parsed else None,
             "worker": parsed.index if parsed else None,
             "pid": parsed.pid if parsed else None,
-            "owner": owner,
+            "owner": death.owner,
             "enqueued_at": None if enqueued is None else iso(enqueued),
             "rejected_at": iso(self._system.wall_ns() / 1e9),
         }
