@@ -14,6 +14,7 @@ See also: ARCHITECTURE.md (the flows), running (one queue), roles (the children)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -93,6 +94,7 @@ class Master:
     _orders: int = -1
     _reports: int = -1
     _rest: bytes = b""
+    _unsent: bytearray = field(default_factory=bytearray)
     _exporter: Child | None = None
     _exporter_s: float = 0.0
     _interrupts: int = 0
@@ -313,8 +315,8 @@ class Master:
 
     def _spawn_keeper(self) -> None:
         orders_reader, self._orders = os.pipe2(os.O_CLOEXEC)
-        self._reports, reports_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(reports_writer, True)
+        self._reports, reports_writer = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._orders, False)
         keeping = roles.Keeping(self.board, self._name, self.config.pool.host, orders_reader, reports_writer)
         self._keeper_s = time.monotonic()
         self._keeper = child.spawn(
@@ -331,12 +333,15 @@ class Master:
         self._order("add", queue, config=queue.config.model_dump_json(), slot=queue.slot)
 
     def _order(self, do: str, queue: RunningQueue, **more: object) -> None:
-        """One line to the keeper. The pipe holds 64 KiB; a keeper that does not read is replaced by the tick."""
-        line = json.dumps({"do": do, "queue": queue.config.name, **more}).encode() + b"\n"
-        try:
-            os.write(self._orders, line)
-        except BrokenPipeError:
-            return  # it is dead: the next one is told everything it needs by the board and by "add"
+        """One line to the keeper; kept and sent later while it does not read (it was stopped), never waited for."""
+        self._unsent += json.dumps({"do": do, "queue": queue.config.name, **more}).encode() + b"\n"
+        self._send_orders()
+
+    def _send_orders(self) -> None:
+        # A dead keeper needs no orders: the next one is told everything by the board and by "add".
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            while self._unsent and self._orders >= 0:
+                del self._unsent[: os.write(self._orders, self._unsent)]
 
     def _close_pipes(self) -> None:
         self.loop.unwatch(self._reports)
@@ -344,6 +349,7 @@ class Master:
         os.close(self._reports)
         self._orders = self._reports = -1
         self._rest = b""
+        self._unsent.clear()
 
     def _on_report(self, fd: int) -> None:
         part = os.read(fd, 65536)
@@ -382,6 +388,7 @@ class Master:
 
     def _collect_services(self, now_s: float) -> None:
         """Keeper and exporter are replaced when they die, at most once a second."""
+        self._send_orders()
         if self._keeper is not None and (end := self._keeper.collect()) is not None:
             self._keeper = None
             if self._orders >= 0:
@@ -430,6 +437,8 @@ class Master:
         """When the last worker is gone: the keeper's last releases, then the end."""
         if any(queue.children for queue in self.queues.values()):
             return
+        if self._unsent and self._keeper is not None and now_s - (self._stopping_s or now_s) < KEEPER_GRACE_S:
+            return
         if self._orders >= 0:
             self._close_pipes()  # the keeper leaves at the end of its orders
             self._stopping_s = now_s
@@ -447,6 +456,10 @@ class Master:
         """See SPOOL.md: a pass that finds nothing, with all workers idle and no move before or since."""
         queues = tuple(self.queues.values())
         if not all(queue.opened for queue in queues):
+            return
+        if any(queue.pool.is_backed_off for queue in queues):
+            log.error("workers die before they finish a message; given up, see the warnings above")
+            self._stop(EXIT_FAILED, lambda pool, now_s: pool.quick(now_s))
             return
         words = [self.board.queues[queue.slot].words for queue in queues]
         moves = sum(queue.moves(self.board) for queue in queues)
@@ -514,10 +527,12 @@ class Master:
         self._plan(queue, time.monotonic())
 
     def _change(self, queue: RunningQueue, config: QueueConfig) -> None:
+        if queue.config.url != config.url:
+            self._remove(queue)  # and started at its new place when the last worker has left, see _forget_queue
+            return
         old, queue.config = queue.config, config
-        is_moved = old.url != config.url or old.settings() != config.settings()
-        if is_moved:
-            # The keeper opens it anew; the workers are replaced as they finish.
+        if old.settings() != config.settings():
+            # The keeper opens it anew, and goes on with the number of the lease that it finds.
             self._order("remove", queue)
             self._add(queue)
         queue.pool.policy.time_limit_s = config.time_limit

@@ -181,9 +181,16 @@ def _start(keeping: Keeping, order: dict[str, object], report: Callable[[str, st
     config = QueueConfig.model_validate_json(str(order["config"]))
     consumer = Consumer(keeping.master, keeping.board, int(str(order["slot"])))
     keeper = QueueKeeper(lambda: open_queue(config.url, settings=config.settings(), host=keeping.host), consumer)
-    thread = threading.Thread(
-        target=keeper.run, args=(lambda refused: report(config.name, refused),), name=config.name, daemon=True
-    )
+
+    def run() -> None:
+        try:
+            keeper.run(lambda refused: report(config.name, refused))
+        except BaseException:
+            # A keeper without this thread would look alive and beat no more: the master makes another.
+            log.exception("the keeper of queue %s failed", config.name)
+            os._exit(1)
+
+    thread = threading.Thread(target=run, name=config.name, daemon=True)
     thread.start()
     return keeper, thread
 

@@ -26,7 +26,7 @@ from workers.system import SYSTEM
 Clock = Callable[[], float]
 
 
-class QueueEmptyException(OrchestratorError):  # noqa: N818 - the published name
+class QueueEmptyException(OrchestratorError):
     """
     Nothing is scheduled.
 

@@ -74,7 +74,7 @@ class System:
         return NETWORK_FILESYSTEMS.get(filesystem_magic(path))
 
     def start_ticks(self, pid: int) -> int | None:
-        """The start time of *pid*, clock ticks since boot; 0 when it cannot be read, None when there is no such process."""
+        """The start time of *pid*, clock ticks since boot; 0 when unreadable, None when there is no such process."""
         return start_ticks(pid)
 
     def is_alive(self, pid: int, start: int) -> bool | None:

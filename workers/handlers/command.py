@@ -43,7 +43,7 @@ PLACEHOLDER = re.compile(r"\{(path|name|queue|attempt|worker)\}")
 SHELL = "/bin/sh"
 
 
-class CommandFailed(OrchestratorError):  # noqa: N818 - named for what happened, as the others of errors.py
+class CommandFailed(OrchestratorError):
     """
     The program failed, or could not be run.
 

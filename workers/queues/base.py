@@ -208,7 +208,7 @@ class Queue(ABC):
         raise NotSupported(f"a {self.protocol} queue has nothing to settle")
 
     def settled(self, claim: Claim) -> None:
-        """Forget the claim in hand and close what it holds open; after every settle, however it ended."""
+        """Forget the claim in hand and close what it holds open. Every settle does it, unless it may be tried again."""
 
     def wait(self, timeout_s: float) -> bool:
         """Block until there may be a message, at most *timeout_s*."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import zlib
 from dataclasses import dataclass
 
@@ -203,6 +204,12 @@ def shown(name: str) -> str:
     """*name* for a terminal, a log or a page: printable, everything else escaped."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def iso(unix_s: float) -> str:
+    """*unix_s* as UTC text with microseconds, as .meta has it."""
+    whole = int(unix_s // 1)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((unix_s - whole) * 1e6):06d}Z"
 
 
 class Tokens:

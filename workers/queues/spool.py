@@ -17,12 +17,12 @@ keeper's side), spool_look (the operator's).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import os
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -395,9 +395,9 @@ class Spool(Queue):
             "host": self.host,
             "owner": self._owner,
             "worker": self._consumer.index if self._consumer else None,
-            "enqueued_at": iso(claim.enqueued_at),
-            "claimed_at": iso(claim.claimed_at),
-            "rejected_at": iso(self.system.wall_ns() / 1e9),
+            "enqueued_at": names.iso(claim.enqueued_at),
+            "claimed_at": names.iso(claim.claimed_at),
+            "rejected_at": names.iso(self.system.wall_ns() / 1e9),
         }
         self.write_meta(file, {**meta, **facts})
 
@@ -497,7 +497,7 @@ class Spool(Queue):
         file = names.marked(0, 0, self.tokens.token(name), name)
         if self.directory.move(path, self.directory.errors, file):
             facts = {"name": full_name, "reason": reason, "found_in": os.path.dirname(path), "queue": self.url}
-            self.write_meta(file, {**facts, "rejected_at": iso(self.system.wall_ns() / 1e9)})
+            self.write_meta(file, {**facts, "rejected_at": names.iso(self.system.wall_ns() / 1e9)})
             log.warning("%s: %s moved to errors/: %s", self.url, names.shown(full_name), reason)
 
     def _leave_owner(self) -> None:
@@ -601,7 +601,9 @@ class Spool(Queue):
         return _Worded(doing, path, is_network=self.directory.network is not None)
 
     def _settling(self, doing: str, claim: Claim) -> _Worded:
-        return _Worded(doing, claim.path, is_network=self.directory.network is not None)
+        return _Worded(
+            doing, claim.path, is_network=self.directory.network is not None, at_end=lambda: self.settled(claim)
+        )
 
     def close(self) -> None:
         """See Queue.close: leaves, and ends the keeper of a queue that was opened to consume."""
@@ -611,18 +613,24 @@ class Spool(Queue):
             self.on_close = None
 
     def settled(self, claim: Claim) -> None:
-        """Forget the claim in hand and close its descriptor; after every settle, however it ended."""
+        """See Queue.settled. Again does nothing."""
         self._in_hand = None
         if claim.fd >= 0:
-            self.system.close(claim.fd)
-            claim.fd = -1
+            fd, claim.fd = claim.fd, -1
+            with contextlib.suppress(OSError):  # it was open for reading: there is nothing that could be lost
+                self.system.close(fd)
 
 
 class _Worded:
-    """Turn an OSError of the block into a QueueUnavailable that says what was being done, where."""
+    """
+    Turn an OSError of the block into a QueueUnavailable that says what was being done, where.
 
-    def __init__(self, doing: str, path: str, *, is_network: bool) -> None:
+    *at_end* is called unless the block may be tried again.
+    """
+
+    def __init__(self, doing: str, path: str, *, is_network: bool, at_end: Callable[[], None] | None = None) -> None:
         self._doing, self._path, self._is_network = doing, path, is_network
+        self._at_end = at_end
 
     def __enter__(self) -> None:
         return None
@@ -631,10 +639,5 @@ class _Worded:
         if isinstance(error, OSError):
             is_unknown = self._is_network and error.errno in (errno.EIO, errno.ETIMEDOUT, errno.ESTALE)
             raise QueueUnavailable.at(self._doing, self._path, error, is_unknown=is_unknown) from error
-
-
-def iso(unix_s: float) -> str:
-    """*unix_s* as UTC text with microseconds."""
-    whole = int(unix_s // 1)
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
-    return f"{stamp}.{int((unix_s - whole) * 1e6):06d}Z"
+        if self._at_end is not None and not isinstance(error, QueueUnavailable):
+            self._at_end()  # settled, or lost: in either case no longer in hand

@@ -205,7 +205,6 @@ class SpoolKeeper:
             crashes += 1
             if crashes >= settings.crash_limit:
                 reason = f"its worker died {crashes} times with it in hand"
-                kept.crash_limit += 1
         elif death.cause == "timeout":
             attempts += 1
             if attempts >= settings.max_attempts:
@@ -221,13 +220,12 @@ class SpoolKeeper:
         if reason:
             # A poison message is counted as such only when its place in errors/ is durable.
             self._system.fsync_directory(self._directory.errors)
+            kept.crash_limit += 1
             facts: dict[str, object] = {"attempts": attempts, "crashes": crashes, "reason": reason}
             self._spool.write_meta(name, {**facts, **self._facts(mark, death)})
         return True
 
     def _facts(self, mark: names.Marked, death: Death) -> dict[str, object]:
-        from workers.queues.spool import iso  # noqa: PLC0415 - spool imports this module
-
         parsed = names.parse_owner(death.owner)
         enqueued = names.enqueued_at(mark.name)
         return {
@@ -239,8 +237,8 @@ class SpoolKeeper:
             "worker": parsed.index if parsed else None,
             "pid": parsed.pid if parsed else None,
             "owner": death.owner,
-            "enqueued_at": None if enqueued is None else iso(enqueued),
-            "rejected_at": iso(self._system.wall_ns() / 1e9),
+            "enqueued_at": None if enqueued is None else names.iso(enqueued),
+            "rejected_at": names.iso(self._system.wall_ns() / 1e9),
         }
 
     # ---- due, sweeping
