@@ -115,6 +115,7 @@ class Loop:
         if self._wakeup_fd_before is None:
             # ORDER: the descriptor, then the handlers. The other way round a signal between
             # the two would have a handler that does nothing and no byte: lost.
+            # See test_each_single_signal_wakes_a_sleeping_loop.
             self._wakeup_fd_before = signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         for number in table:
             before = signal.signal(number, _let_through)
@@ -171,6 +172,7 @@ class Loop:
                 return
             now_s = self.clock()
             # ORDER: the next one before this one is handled, so a callback that raises ends no timer.
+            # See test_every_goes_on_after_its_callback_raised.
             args.advance(now_s)
             self.events.schedule_after(args.due_s - now_s, event, args)
             args = None
@@ -206,6 +208,7 @@ class Loop:
 
         RACE: a child has the parent's wake-up pipe until forget_in_child(). A signal for the child
         in between would write its byte there, and the parent would take it for one of its own.
+        See test_a_signal_to_a_child_just_forked_never_reaches_the_parents_loop.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals.keys())
         try:
@@ -232,6 +235,7 @@ class Loop:
         for number, handler in self._handlers_before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         # ORDER: away from the pipe before it is closed, or a signal writes into whatever has its number next.
+        # See test_close_restores_handlers_and_wakeup_descriptor.
         if self._wakeup_fd_before is not None:
             signal.set_wakeup_fd(self._wakeup_fd_before)
         self._forget()

@@ -292,10 +292,15 @@ ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.ESTALE)
 
 
 def fail_each(
-    make: Callable[[], Rig], act: Callable[[Pool], None], prepare: Callable[[Pool], None] = lambda _: None
+    make: Callable[[], Rig],
+    act: Callable[[Pool], object],
+    prepare: Callable[[Pool], object] = lambda _: None,
+    of: Callable[[Pool], FakeSystem] = lambda pool: pool.system,
 ) -> Iterator[tuple[Pool, str, BaseException | None]]:
     """
     Fail each system call of *act* once, with each errno: the pool, the call that failed, what act() raised.
+
+    *of* says whose calls: the worker's or the keeper's.
 
     A fresh queue every time; ends when act() gets through with nothing failed.
     """
@@ -305,16 +310,17 @@ def fail_each(
             nth += 1
             pool = make().pool()
             prepare(pool)
-            pool.system.fail(nth, code)
+            system = of(pool)
+            system.fail(nth, code)
             raised: BaseException | None = None
             try:
                 act(pool)
             except Exception as error:  # noqa: BLE001 - the test says which may leave
                 raised = error
-            if pool.system.failed is None:
+            if system.failed is None:
                 assert raised is None, raised
                 break
-            yield pool, f"{pool.system.failed} (call {nth}): {errno.errorcode[code]}", raised
+            yield pool, f"{system.failed} (call {nth}): {errno.errorcode[code]}", raised
 
 
 __all__ = ["ERRNOS", "LOOKS", "SETTINGS", "FakeSystem", "Pool", "Q", "Rig", "Words", "World", "fail_each"]

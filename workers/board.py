@@ -13,6 +13,7 @@ so a torn read is noticed and repeated.
 Limits: 64 queues and 1024 workers a board; the file is sparse. The order of two
 stores is the program's order on x86-64; on other machines the interpreter's own
 locking between byte codes is what orders them.
+Long because: the layout of all slots is one table, read as a whole.
 See also: worker (writes its slot), keeper (writes a queue's slot), metrics (reads all).
 """
 

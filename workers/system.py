@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import os
@@ -25,6 +26,7 @@ NETWORK_FILESYSTEMS = {
     0x47504653: "gpfs", 0x00C36400: "ceph", 0x01021997: "9p", 0x5346414F: "afs", 0x73757245: "coda",
     0x7461636F: "ocfs2", 0x01161970: "gfs2", 0x19830326: "beegfs", 0xAAD7AAEA: "panfs", 0x7C7C6673: "prl_fs",
 }  # fmt: skip
+AT_FDCWD = -100
 PROC_START_FIELD = 19  # of /proc/PID/stat, counted after the parenthesis that ends the command's name
 
 
@@ -55,6 +57,17 @@ class System:
     def scandir(path: str) -> contextlib.AbstractContextManager[Iterator[os.DirEntry[str]]]:
         """The entries of *path*, a bit at a time."""
         return os.scandir(path)
+
+    @staticmethod
+    def rename_noreplace(source: str, target: str) -> None:
+        """renameat2(2) with RENAME_NOREPLACE. Raises OSError: EEXIST, or EINVAL and ENOSYS where there is none."""
+        try:
+            failed = _libc().renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), 1)
+        except AttributeError:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), target) from None
+        if failed:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), target)
 
     @staticmethod
     def boottime_ns() -> int:

@@ -8,6 +8,7 @@ must leave, so nothing that was handled is forgotten for want of space.
 TERM asks to leave after the message in hand. A thread beats the slot once a second
 and ends the process when its master is gone (the kernel's parent-death signal is
 the faster of the two).
+Long because: the loop and the settling of every outcome are one story.
 See also: handler (how a handler is called), queues.base (the verbs), keeper (what
 happens to the message of a worker that dies here).
 """
@@ -170,6 +171,7 @@ class Worker:
         start_ns = system.boottime_ns()
         slot.set_text(WorkerText.MESSAGE, claim.name)
         # ORDER: the counters, then "in hand": whoever finds us dead with a message finds its claim counted too.
+        # See test_a_dead_worker_with_a_message_has_its_claim_counted.
         words[W.CLAIMS] += 1
         words[W.PROCESS_CLAIMS] += 1
         words[W.MESSAGE_SINCE_NS] = start_ns
@@ -224,7 +226,7 @@ class Worker:
                 return outcome
 
     def _settle_once(self, claim: Claim, called: Called) -> str:
-        queue, shown = self.queue, names.shown(claim.name)
+        queue = self.queue
         match called.outcome:
             case Done():
                 queue.done(claim)
@@ -232,7 +234,7 @@ class Worker:
             case Retry(after_s):
                 return self._retry(claim, after_s, {"reason": "the handler asked for another attempt"})
             case Reject(reason):
-                log.warning("%s: %s rejected: %s", queue.url, shown, reason)
+                log.warning("%s: %s rejected: %s", queue.url, names.shown(claim.name), reason)
                 queue.reject(claim, reason, called.meta)
                 return "rejected"
             case Forward(body, target):
@@ -241,11 +243,12 @@ class Worker:
                 except QueueUnavailable:
                     raise
                 except OrchestratorError as error:
-                    log.warning("%s: %s cannot be forwarded: %s", queue.url, shown, error)
+                    log.warning("%s: %s cannot be forwarded: %s", queue.url, names.shown(claim.name), error)
                     return self._retry(claim, None, {"traceback": str(error)})
                 queue.forward(claim, following, _bodies(body))
                 return "forwarded"
             case None:
+                shown = names.shown(claim.name)
                 log.warning("%s: %s failed (attempt %d): %s", queue.url, shown, claim.attempt, called.summary)
                 return self._retry(claim, None, {**called.meta, "traceback": called.failure, "error": called.summary})
         raise AssertionError(called.outcome)

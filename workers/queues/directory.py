@@ -14,6 +14,7 @@ See also: SPOOL.md, spool (the verbs), lease.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
@@ -199,7 +200,7 @@ class Directory:
         proves that our rename happened. Raises OSError.
         """
         try:
-            self.system.rename(source, os.path.join(target_directory, name))
+            self.system.rename(source, f"{target_directory}/{name}")
         except OSError as error:
             if self.network is None:
                 if error.errno == errno.ENOENT:
@@ -276,7 +277,8 @@ class Directory:
                 self.forget(path)
                 raise
         finally:
-            self.system.close(reader)
+            with contextlib.suppress(OSError):  # it was open for reading: there is nothing that could be lost
+                self.system.close(reader)
 
     def forget(self, path: str) -> None:
         """Unlink a file of ours that nobody was promised; if that fails too, the reaper of tmp/ finds it."""

@@ -154,7 +154,7 @@ class Spool(Queue):
         return name or temporary
 
     def _write(self, temporary: str, body: Body, *, durable: bool) -> Written:
-        path = os.path.join(self.directory.tmp, temporary)
+        path = f"{self.directory.tmp}/{temporary}"
         if isinstance(body, Path):
             found = self.directory.copy_file(str(body), path, durable=durable)
         else:
@@ -174,7 +174,7 @@ class Spool(Queue):
         keep: bool = False,
     ) -> None:
         """Let the complete file *temporary* in tmp/ be seen under its final name."""
-        source = os.path.join(self.directory.tmp, temporary)
+        source = f"{self.directory.tmp}/{temporary}"
         found, written_ns = written
         target, final = self.directory.incoming, file or name or temporary
         if delay > 0:
@@ -209,14 +209,30 @@ class Spool(Queue):
             self.system.link(source, target)
         except FileExistsError:
             if self.directory.network is None or not self._is_one_file(source, target):
-                raise MessageExists(
-                    f"a message called {names.shown(name)} is waiting in {self.directory.incoming} already"
-                ) from None
-        except PermissionError as error:
-            raise NotSupported(
-                f"a name of your own is not possible: the filesystem of {self.directory.path} has no hard links"
-            ) from error
+                raise self._exists(name) from None
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            self._rename_new(source, target, name)
+            return
         self.directory.forget(source)
+
+    def _rename_new(self, source: str, target: str, name: str) -> None:
+        """For a filesystem without hard links: the kernel's own rename that never replaces."""
+        try:
+            self.system.rename_noreplace(source, target)
+        except FileExistsError:
+            raise self._exists(name) from None
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
+                raise
+            raise NotSupported(
+                f"a name of your own is not possible: the filesystem of {self.directory.path} has neither hard links "
+                "nor a rename that never replaces"
+            ) from error
+
+    def _exists(self, name: str) -> MessageExists:
+        return MessageExists(f"a message called {names.shown(name)} is waiting in {self.directory.incoming} already")
 
     def _is_one_file(self, source: str, target: str) -> bool:
         ours, theirs = self.system.lstat(source), self.system.lstat(target)
@@ -254,6 +270,7 @@ class Spool(Queue):
 
     def _claim_next(self, now_ns: int, lapses: int) -> Claim | None:
         is_sure = False  # that our own directory is there
+        incoming = self.directory.incoming
         while (file := self._scan.next()) is not None:
             mark = names.parse(file)
             name, full_name = mark.name, ""
@@ -261,7 +278,7 @@ class Spool(Queue):
                 name, full_name = names.shortened(name, self.tokens.digits()), name
             token = self.tokens.token(name)
             target = names.marked(mark.attempts, mark.crashes, token, name)
-            if not self.directory.move(os.path.join(self.directory.incoming, file), self._owner_path, target):
+            if not self.directory.move(f"{incoming}/{file}", self._owner_path, target):
                 self._slot.words[W.CONFLICTS] += 1
                 if not is_sure:
                     # RACE: we were taken for dead while stopped, and a keeper removed our directory.
@@ -272,7 +289,7 @@ class Spool(Queue):
                 continue
             claim = Claim(
                 name=name,
-                path=os.path.join(self._owner_path, target),
+                path=f"{self._owner_path}/{target}",
                 attempt=mark.attempts + 1,
                 crashes=mark.crashes,
                 claimed_ns=now_ns,
@@ -298,6 +315,8 @@ class Spool(Queue):
                 claim.fd = self.system.open(claim.path, OPEN_CLAIM)
                 found = self.system.fstat(claim.fd)
         except OSError as error:
+            if error.errno not in TROUBLES:
+                self.settled(claim)  # first: what cannot be given back now is then no claim in hand, but a leftover
             if error.errno in (errno.ENOENT, errno.ESTALE):
                 return False
             if error.errno not in TROUBLES:
@@ -337,6 +356,8 @@ class Spool(Queue):
         self._owner, self._owner_path, self._lapses = owner, os.path.join(self.directory.pending, owner), lapses
 
     def _is_there(self, path: str) -> bool:
+        if self.directory.network is not None:
+            return self.directory.is_listed(path)  # a stat may be answered from a cache
         try:
             self.system.lstat(path)
         except FileNotFoundError:
@@ -460,7 +481,8 @@ class Spool(Queue):
 
     def _was_ours(self, claim: Claim) -> bool:
         """Whether our lease was good from the claim until now, read after the ENOENT."""
-        # ORDER: the time, then the lapses, as in claim(); the open gap counts as well. See protocol-check H36.
+        # ORDER: the time, then the lapses, as in claim(); the open gap counts as well (protocol-check H36).
+        # See test_a_worker_never_misses_a_lapse.
         beat_ns, lapses = self._words[Q.BEAT_NS], self._words[Q.LAPSES]
         return lapses == claim.lapses and self.system.boottime_ns() - beat_ns < self._words[Q.HALF_TIMEOUT_NS]
 

@@ -5,6 +5,7 @@ One bounded round a call of keep(), on a timer. Nothing here deletes a message t
 was not finished: a claim goes back to incoming/, to deferred/ or to errors/.
 
 Raises: QueueUnavailable; the round is tried again. Keeper only.
+Long because: the parts of one round are read together.
 See also: SPOOL.md "Who releases what", lease (beats and looks), keeper (the timer).
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,10 +98,12 @@ class SpoolKeeper:
 
     def _owners(self) -> dict[str, names.Owner]:
         found = {}
-        for entry in self._system.listdir(self._directory.pending):
-            owner = names.parse_owner(entry)
-            if owner is not None:
-                found[entry] = owner
+        with self._system.scandir(self._directory.pending) as entries:
+            for entry in entries:
+                owner = names.parse_owner(entry.name)
+                # A link is not followed: what it points at is nobody's claim, and may not even be the queue's.
+                if owner is not None and entry.is_dir(follow_symlinks=False):
+                    found[entry.name] = owner
         return found
 
     def _on_board(self) -> set[str] | None:
@@ -174,6 +178,8 @@ class SpoolKeeper:
         place = os.path.join(self._directory.pending, death.owner)
         released = []
         try:
+            if not stat.S_ISDIR(self._system.lstat(place).st_mode):
+                return []
             files = self._system.listdir(place)
         except FileNotFoundError:
             return []
@@ -274,7 +280,8 @@ class SpoolKeeper:
                 self._spool.to_errors_as_left(path, "abandoned in tmp")
                 kept.temporary += 1
         for file in self._system.listdir(self._directory.pending):
-            if names.parse_owner(file) is None:
+            path = os.path.join(self._directory.pending, file)
+            if names.parse_owner(file) is None or os.path.islink(path) or not os.path.isdir(path):
                 self._sweep_flat(file, now_ns - stale_ns, kept)
         self._prune(self._directory.done, self._spool.settings.keep_done_s, now_ns, kept)
         self._prune(self._directory.errors, self._spool.settings.keep_errors_s, now_ns, kept)

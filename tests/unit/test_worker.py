@@ -1,0 +1,235 @@
+"""The life of one worker, in this process: outcomes, trouble, leaving."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.rig import SETTINGS, Pool, Rig
+from workers.board import Q, W, WorkerState, WorkerText
+from workers.message import Done, Forward, Reject, Retry
+from workers.queues.base import Settings
+from workers.worker import OUTCOME_WORDS, Leaving, Worker
+
+
+class Patient(Leaving):
+    """Leaving whose waits move the clock instead."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self.pool = pool
+        self.waits: list[float] = []
+
+    def wait(self, timeout_s: float) -> bool:
+        self.waits.append(timeout_s)
+        self.pool.rig.world.moved_ns += int(timeout_s * 1e9)
+        self.pool.keeper.keep()
+        if len(self.waits) >= 3:  # what was wrong is over
+            self.pool.system.before = None
+        return self.is_asked
+
+
+def work(pool: Pool, handler, *, most: int = 20, **more) -> Worker:
+    """Run a worker until it has waited for messages *most* times, the keeper doing a round at each."""
+    leaving, waits = Patient(pool), []
+
+    def wait(timeout_s: float, fd: int) -> bool:
+        waits.append(timeout_s)
+        pool.rig.world.moved_ns += int(0.5e9)
+        pool.keeper.keep()
+        if len(waits) >= most:
+            leaving.ask()
+        return True
+
+    consumer = pool._consumer(0)
+    worker = Worker(pool.spool, handler, consumer, leaving, wait, system=pool.system, **more)
+    worker.run()
+    os.close(leaving.fd)
+    os.close(leaving._writer)
+    return worker
+
+
+def figures(pool: Pool) -> dict[str, int]:
+    words = pool.board.worker(0).words
+    return {name: words[word] for name, word in OUTCOME_WORDS.items() if words[word]}
+
+
+def test_each_outcome_ends_where_it_should_and_is_counted(rig, tmp_path):
+    pool, following = rig.pool(), Rig(tmp_path / "next", rig.world)
+    following.spool()
+    answers = {
+        "a": lambda: None, "b": lambda: Done(), "c": lambda: Reject("no"), "d": lambda: Retry(3600),
+        "e": lambda: Forward(queue="next"), "f": lambda: Forward([b"1", "2"], queue=str(following.path)),
+    }  # fmt: skip
+    for name in answers:
+        pool.spool.put(name.encode(), name)
+    work(pool, lambda message: answers[message.name](), queues={"next": f"spool:{following.path}"})
+    assert rig.everything() == {"errors": [b"c"], "deferred": [b"d"]}
+    assert following.everything() == {"incoming": [b"1", b"2", b"e"]}
+    assert figures(pool) == {"done": 2, "rejected": 1, "retried": 1, "forwarded": 2}
+    words = pool.board.worker(0).words
+    assert words[W.CLAIMS] == words[W.PROCESS_CLAIMS] == words[W.PROCESS_SETTLED] == 6
+    assert words[W.MESSAGE_SINCE_NS] == 0
+    assert words[W.STATE] == WorkerState.STOPPING
+    assert pool.board.worker(0).text(WorkerText.OWNER) == ""
+    assert os.listdir(rig.path / "pending") == []
+
+
+def test_a_handler_that_raises_is_retried_and_ends_in_errors_with_the_traceback(rig):
+    pool = rig.pool(settings=Settings(create=True, max_attempts=3, retry_backoff_s=0.0))
+    pool.spool.put(b"x", "bad")
+
+    def handler(message):
+        raise ValueError("wrong number")
+
+    work(pool, handler, most=60)
+    (shown,) = pool.spool.show("bad")
+    assert shown.listed.state == "errors"
+    assert shown.meta is not None
+    assert shown.meta["attempts"] == 3
+    assert "wrong number" in str(shown.meta["traceback"])
+    assert {"host", "worker", "claimed_at", "rejected_at"} <= set(shown.meta)
+    assert figures(pool) == {"retried": 2, "rejected": 1}
+
+
+def test_what_is_no_regular_file_goes_to_errors_without_the_handler(rig):
+    pool, called = rig.pool(), []
+    os.symlink("/etc/passwd", rig.path / "incoming" / "secret")
+    work(pool, lambda message: called.append(message.name), most=3)
+    assert called == []
+    assert figures(pool) == {"rejected": 1}
+
+
+def test_a_forward_to_nowhere_is_a_failure_of_the_handler(rig, tmp_path):
+    pool = rig.pool()
+    for name, queue in (("a", ""), ("b", str(tmp_path / "none")), ("c", "redis://x/y")):
+        pool.spool.put(b"x", name)
+        work(pool, lambda message, queue=queue: Forward(b"x", queue=queue) if message.attempt == 1 else Reject("x"), most=2)
+    assert figures(pool)["retried"] == 3
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EIO, errno.EROFS])
+def test_a_disk_that_is_full_makes_the_worker_wait_and_nothing_is_handled_twice(rig, code, caplog):
+    pool, handled = rig.pool(), []
+    pool.spool.put(b"x", "mine")
+
+    def handler(message):
+        handled.append(message.name)
+        pool.system.fail_all("unlink", code)
+
+    work(pool, handler, most=5)
+    assert handled == ["mine"]
+    assert figures(pool) == {"done": 1}
+    assert len([record for record in caplog.records if "waiting until" in record.getMessage()]) == 1
+
+
+def test_a_queue_that_cannot_be_claimed_from_makes_the_worker_wait(rig):
+    pool, handled = rig.pool(), []
+    pool.spool.put(b"x", "mine")
+    pool.system.fail_all("mkdir", errno.ENOSPC)
+    work(pool, lambda message: handled.append(message.name), most=5)
+    assert handled == ["mine"]
+
+
+def test_a_handler_that_removes_its_input_is_done_or_counted_as_input_gone(rig):
+    pool = rig.pool()
+    for name in "ab":
+        pool.spool.put(b"x", name)
+
+    def handler(message):
+        os.unlink(message.path)
+        return None if message.name == "a" else Reject("no")
+
+    work(pool, handler, most=3)
+    assert figures(pool) == {"done": 1, "input_gone": 1}
+
+
+def test_a_message_that_was_given_to_another_is_counted_as_fenced(rig):
+    pool, other = rig.pool("one"), rig.pool("two")
+    pool.spool.put(b"x", "mine")
+    taken = []
+
+    def handler(message):
+        if not taken:
+            other.rounds(7)
+            taken.append(other.claim())
+
+    work(pool, handler, most=3)
+    assert figures(pool) == {"fenced": 1}
+    assert rig.everything() == {"pending": [b"x"]}
+
+
+def test_a_worker_asked_to_leave_finishes_what_it_has_in_hand_and_takes_no_more(rig):
+    pool = rig.pool()
+    for name in "abc":
+        pool.spool.put(b"x", name)
+    leaving, handled = Patient(pool), []
+
+    def handler(message):
+        handled.append(message.name)
+        leaving.ask()
+
+    Worker(pool.spool, handler, pool._consumer(0), leaving, lambda *_: True, system=pool.system).run()
+    assert handled == ["a"]
+    assert len(rig.files("incoming")) == 2
+
+
+def test_a_worker_that_must_leave_while_the_disk_is_full_gives_the_message_back(rig):
+    pool = rig.pool()
+    pool.spool.put(b"x", "mine")
+    leaving = Patient(pool)
+
+    def handler(message):
+        leaving.ask()
+        pool.system.fail_all("unlink", errno.ENOSPC)
+
+    leaving.waits = [0.0] * -1000  # never over by itself
+    leaving.wait = lambda timeout_s: True
+    Worker(pool.spool, handler, pool._consumer(0), leaving, lambda *_: True, system=pool.system).run()
+    pool.system.before = None
+    (line,) = pool.spool.list()
+    assert (line.state, line.attempt, line.crashes) == ("waiting", 1, 0)
+
+
+def test_the_message_in_hand_is_on_the_board_before_the_handler_runs(rig):
+    pool, seen = rig.pool(), []
+    pool.spool.put(b"x", "mine")
+
+    def handler(message):
+        slot = pool.board.worker(0)
+        seen.append((slot.text(WorkerText.MESSAGE), slot.words[W.STATE], slot.words[W.MESSAGE_SINCE_NS] > 0))
+
+    work(pool, handler, most=2)
+    assert seen == [("mine", WorkerState.BUSY, True)]
+
+
+def test_until_empty_does_not_leave_while_a_due_message_is_between_two_places(rig):
+    """The keeper moves it out of deferred/ after the worker counted incoming/ and before it counts deferred/."""
+    pool, handled = rig.pool(), []
+    pool.spool.put(b"x", delay=1)
+    pool.keeper.keep()
+
+    def move_due(call, arguments):
+        if call == "listdir" and str(arguments[0]).endswith("deferred"):
+            pool.system.before = None
+            pool.rig.world.moved_ns += int(3e9)
+            pool.keeper.keep()
+
+    pool.system.before = move_due
+    worker = Worker(
+        pool.spool, lambda message: handled.append(message.name), pool._consumer(0), Patient(pool),
+        lambda *_: True, is_until_empty=True, system=pool.system,
+    )  # fmt: skip
+    worker.run()
+    assert len(handled) == 1
+    assert pool.words[Q.DUE_MOVES] == 1
+
+
+def test_a_file_by_path_is_given_as_it_is(rig):
+    pool, seen = rig.pool(settings=SETTINGS), []
+    pool.spool.put(b"\x00\xff", "mine")
+    work(pool, lambda message: seen.append((Path(message.path).read_bytes(), message.body, message.attempt)), most=2)
+    assert seen == [(b"\x00\xff", b"\x00\xff", 1)]
