@@ -252,7 +252,7 @@ def one(directory: Path, run: Run, *, workers: int, listen: str | None, is_fast:
     )
     pause_s = 0.0 if is_fast else min(SECONDS * workers / max(run.total, 1), PAUSE_S_MAX)
     before = os.environ.get(PAUSE)
-    # ORDER: before the fork, for the workers have the environment that the master has then.
+    # Before the fork, for the workers have the environment that the master has then.
     os.environ[PAUSE] = repr(pause_s)
     started_s = time.monotonic()
     master = Master(config, lambda: config, is_until_empty=True, on_tick=run.tick)

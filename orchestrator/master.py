@@ -368,6 +368,9 @@ class Master:
         queue.opened = refused is None
         if refused is None:
             log.info("queue %s is ready: %s", queue.config.name, queue.config.url)
+            words = self.board.header.words
+            if words[Header.STATE] == MasterState.STARTING and all(one.opened for one in self.queues.values()):
+                words[Header.STATE] = MasterState.RUNNING
             self._plan(queue, time.monotonic())
             return
         log.error("queue %s is refused: %s", queue.config.name, refused)

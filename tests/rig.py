@@ -32,7 +32,7 @@ from workers.system import System
 
 TRACED = (
     "rename", "link", "unlink", "mkdir", "rmdir", "listdir", "open", "close", "read", "write", "fstat", "lstat",
-    "fsync", "scandir",
+    "fsync", "scandir", "rename_noreplace",
 )  # fmt: skip
 SETTINGS = Settings(lease_interval_s=1.0, lease_timeout_s=4.0, stale_after_s=100.0, create=True, retry_backoff_s=0.0)
 LOOKS = 5  # ceil(4 / 1) + 1
@@ -86,18 +86,18 @@ class FakeSystem(System):
         self._is_reply_lost = False
         self.failed: str | None = None  # the call that was failed
         for name in TRACED:
-            setattr(self, name, self._traced(name, getattr(os, name)))
+            setattr(self, name, self._traced(name, getattr(System, name)))
 
     def fail(self, nth: int, code: int, *, is_reply_lost: bool = False) -> None:
         """Fail the *nth* call from now with *code*; with *is_reply_lost* it is done all the same."""
         self.calls.clear()
         self._fail_at, self._fail_with, self._is_reply_lost, self.failed = nth, code, is_reply_lost, None
 
-    def fail_all(self, call: str, code: int) -> None:
-        """From now on every *call* fails with *code*."""
+    def fail_all(self, calls: str, code: int) -> None:
+        """From now on every one of *calls* (names, separated by spaces) fails with *code*."""
 
         def hook(name: str, arguments: tuple[Any, ...]) -> None:
-            if name == call:
+            if name in calls.split():
                 raise OSError(code, os.strerror(code), *arguments[:1])
 
         self.before = hook

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workers.board import Slot, W, WorkerState, WorkerText, observe
+from workers.board import Q, Slot, W, WorkerState, WorkerText, observe
 from workers.errors import ClaimLost, HandlerError, InputGone, OrchestratorError, QueueUnavailable
 from workers.handler import Called, Handler, call
 from workers.message import Body, Claim, Done, Forward, Message, Reject, Retry
@@ -149,8 +149,12 @@ class Worker:
         self._leave()
 
     def _is_empty(self) -> bool:
+        words = self.consumer.board.queues[self.consumer.queue_slot].words
+        # RACE: the keeper moves a due message into incoming/ after that was counted and before deferred/ is. It counts
+        # the move before it can be seen. See test_until_empty_does_not_leave_while_a_due_message_is_between_two_places.
+        moves = words[Q.DUE_MOVES]
         depth = self.queue.depth()
-        return depth.waiting == depth.claimed == depth.deferred == 0
+        return depth.waiting == depth.claimed == depth.deferred == 0 and words[Q.DUE_MOVES] == moves
 
     def _leave(self) -> None:
         for queue in self._next.values():

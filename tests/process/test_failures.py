@@ -161,7 +161,7 @@ def test_a_taken_default_port_costs_a_warning_and_a_port_asked_for_is_an_error(p
         assert "127.0.0.1:9464 is taken" in pool.log
         assert not pool.status["listen"].endswith(":9464")
         assert pool.status["listen"] in pool.log
-        assert pool.get("/healthz")[0] == 200
+        pool.until(lambda: pool.get("/healthz")[0] == 200)
         refused = pools.start(*words, name="second", listen="127.0.0.1:9464")
         assert refused.wait() == 1
         assert "127.0.0.1:9464" in refused.log

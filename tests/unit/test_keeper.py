@@ -113,7 +113,7 @@ def test_orders_that_never_cease_do_not_keep_it_from_its_rounds(kept):
 
     def is_over():
         times.append(None)
-        kept.rig.world.moved_ns += int(0.2e9)
+        kept.rig.world.advance(0.2)
         gaps.append(kept.system.boottime_ns() - kept.words[Q.BEAT_NS])
         kept.keeper.orders.put(Release("none", "died") if len(times) % 2 else Measure())
         return len(times) > 100

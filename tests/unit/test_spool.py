@@ -185,9 +185,18 @@ def test_a_name_that_waits_is_never_replaced(tmp_path):
     assert runs == 90  # 6! / (2! 2! 2!): each of the three has a piece before and one after its step
 
 
-def test_a_named_put_is_refused_where_there_are_no_hard_links(rig):
+def test_a_named_put_does_without_hard_links_and_still_never_replaces(rig):
     spool = rig.spool()
     spool.system.fail_all("link", errno.EPERM)
+    spool.put(b"first", "mine")
+    with pytest.raises(MessageExists):
+        spool.put(b"second", "mine")
+    assert rig.everything() == {"incoming": [b"first"]}
+
+
+def test_a_named_put_is_refused_where_nothing_keeps_a_rename_from_replacing(rig):
+    spool = rig.spool()
+    spool.system.fail_all("link rename_noreplace", errno.EPERM)
     with pytest.raises(NotSupported, match="hard links"):
         spool.put(b"x", "mine")
     assert rig.everything() == {}

@@ -38,7 +38,7 @@ def work(pool: Pool, handler, *, most: int = 20, **more) -> Worker:
 
     def wait(timeout_s: float, fd: int) -> bool:
         waits.append(timeout_s)
-        pool.rig.world.moved_ns += int(0.5e9)
+        pool.rig.world.advance(0.5)
         pool.keeper.keep()
         if len(waits) >= most:
             leaving.ask()
@@ -215,7 +215,7 @@ def test_until_empty_does_not_leave_while_a_due_message_is_between_two_places(ri
     def move_due(call, arguments):
         if call == "listdir" and str(arguments[0]).endswith("deferred"):
             pool.system.before = None
-            pool.rig.world.moved_ns += int(3e9)
+            pool.rig.world.advance(3)
             pool.keeper.keep()
 
     pool.system.before = move_due

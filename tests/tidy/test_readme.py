@@ -1,0 +1,151 @@
+"""
+test_readme - what the README tells a newcomer to type is typed here
+
+Its files (a ```python or ```toml block that begins with "# NAME") are written, and its ```sh blocks
+are run in their order, all in one directory. ```console is for what cannot be run here: each such
+block is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+SECONDS = 60
+NOT_RUN = {
+    "pip install .": "installing is what the person does who runs these tests",
+    "pip install -e": "it is the command that runs these tests",
+}
+
+
+def blocks() -> list[tuple[str, str]]:
+    """(kind, text) of every fenced block, in order."""
+    return re.findall(r"(?ms)^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"))
+
+
+def scripts() -> list[str]:
+    return [text for kind, text in blocks() if kind == "sh"]
+
+
+def files() -> dict[str, str]:
+    """The files that the README shows."""
+    found = {}
+    for kind, text in blocks():
+        if kind in ("python", "toml"):
+            name = re.match(r"# ([\w.-]+)\n", text)
+            assert name, f"a {kind} block begins with the name of its file: {text[:60]!r}"
+            found[name[1]] = text
+    return found
+
+
+class Reader:
+    """Somebody who reads from the top and types what stands there."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        (place / "run").mkdir(mode=0o700)
+        for name, text in files().items():
+            (place / name).write_text(text, encoding="utf-8")
+        programs = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+        self.environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("PYTHONPATH", "COLUMNS") and not name.startswith("ORCHESTRATOR_")
+        }
+        self.environment |= {"PATH": os.pathsep.join(programs), "XDG_RUNTIME_DIR": str(place / "run")}
+        self._groups: list[int] = []
+
+    def type(self, script: str) -> str:
+        """Run *script* as bash does with -eu; what it printed. AssertionError when it fails."""
+        said = self.place / "said"
+        # A file, not a pipe: what the script leaves running would keep a pipe open.
+        with said.open("wb") as output:
+            process = subprocess.Popen(
+                ["bash", "-euo", "pipefail", "-c", script],
+                cwd=self.place,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._groups.append(process.pid)
+            try:
+                code = process.wait(SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                code = process.wait()
+        text = said.read_text(encoding="utf-8", errors="replace")
+        assert code == 0, f"exit code {code} of\n{script}\n{text}"
+        return text
+
+    def waiting(self, queue: str) -> list[str]:
+        """The files in incoming/ of *queue*."""
+        return os.listdir(self.place / queue / "incoming")
+
+    def leave(self) -> None:
+        """End what is left."""
+        for group in self._groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+
+
+@pytest.fixture(name="reader")
+def _reader(tmp_path: Path) -> Iterator[Reader]:
+    reader = Reader(tmp_path)
+    try:
+        yield reader
+    finally:
+        reader.leave()
+
+
+def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
+    """In one go, for each block stands on those before it."""
+    first, shell, produce, operate = scripts()
+
+    said = reader.type(first)
+    packed = reader.place / "packed"
+    bodies = sorted(path.read_text() for path in packed.iterdir())
+    assert bodies == ["the first message\n", "the second\n"], said
+    assert (packed / "second.txt").exists(), said
+
+    reader.type(shell)
+    assert len(list(packed.glob("*.gz"))) == 3
+
+    said = reader.type(produce)
+    assert reader.waiting("pages") == reader.waiting("upper") == [], said
+    errors = [path for path in (reader.place / "pages" / "errors").iterdir() if path.suffix != ".meta"]
+    assert [path.read_bytes() for path in errors] == [b""], "of all pages the empty one was rejected"
+    assert said.splitlines()[-1].startswith("errors "), said
+
+    said = reader.type(operate)
+    for words in ("pool site on", "3 workers wanted", "pages is paused", "the page is empty", "requeued", "has ended"):
+        assert words in said, said
+    assert reader.waiting("pages") == [], "what was requeued was handled again, or is in hand"
+    assert list((reader.place / "pages" / "pending").iterdir()) == [], "after a drain nothing is in hand"
+
+
+def test_what_is_shown_and_not_run_has_a_reason() -> None:
+    for kind, text in blocks():
+        if kind == "console":
+            assert [words for words in NOT_RUN if words in text], f"say why this is not run, or run it:\n{text}"
+
+
+def test_only_known_kinds_of_blocks_are_shown() -> None:
+    assert {kind for kind, _ in blocks()} <= {"sh", "console", "python", "toml", "text"}
+
+
+def test_the_promise_and_the_demo_stand_on_the_first_screen() -> None:
+    first = "\n".join(README.read_text(encoding="utf-8").splitlines()[:30])
+    assert "at least once" in first
+    assert "orchestrator demo" in first
+    assert "pytest" in first
