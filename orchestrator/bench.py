@@ -15,6 +15,7 @@ disk's fsync would hide everything else.
 
 Raises: BenchError when a measurement is none (a worker died, messages were left).
 Limits: Linux; main thread only, for it forks.
+Long because: what is measured and the loop it is measured against are read side by side.
 See also: cli.bench (the table), workers.worker.
 """
 

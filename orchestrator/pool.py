@@ -12,6 +12,7 @@ deaths in a row without one settled message the pool backs off: one worker at a 
 tries, at growing distances, until a message is settled. One broken deployment would
 otherwise move a whole queue to errors/.
 
+Long because: it is one state machine, and each part of it decides by the others.
 All times are monotonic seconds of one clock of the caller's. Raises nothing but
 AssertionError, for a report that cannot be (a bug of the caller). Longer than a module
 should be, for the rules bear on each other and are read together.

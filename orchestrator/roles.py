@@ -203,7 +203,7 @@ def _end_orphans(board: Board, keepers: Mapping[str, QueueKeeper]) -> None:
         pid = slot.words[W.PID]
         if pid:
             # RACE: the worker may have ended and its number be used again: only while the start time is its own.
-            # See test_the_programs_of_a_dead_master_are_gone_within_two_seconds.
+            # See test_nothing_outlives_a_killed_master_and_the_next_one_finishes_the_queue.
             if SYSTEM.is_alive(pid, slot.words[W.START]) is not False or SYSTEM.start_ticks(pid) is None:
                 kill_whole(pid)
             found.append((slot, pid))

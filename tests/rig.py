@@ -179,7 +179,9 @@ class Words:
 class Pool:
     """One master on one host: a board, a worker's Spool and a keeper's."""
 
-    def __init__(self, rig: Rig, host: str, settings: Settings, pid: int, words: Callable[[str, int], None] | None) -> None:
+    def __init__(
+        self, rig: Rig, host: str, settings: Settings, pid: int, words: Callable[[str, int], None] | None
+    ) -> None:
         self.rig, self.host, self.settings = rig, host, settings
         self.system, self.keeper_system = FakeSystem(rig.world, pid), FakeSystem(rig.world, pid)
         self.system.network = self.keeper_system.network = rig.network

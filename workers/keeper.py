@@ -6,6 +6,7 @@ release the claims of a dead worker at once, and the depth. A pool's keeper proc
 runs one thread for each (a hung mount holds up only its own); a lone worker forks
 a keeper for its one queue.
 
+Long because: a keeper in a pool and a keeper alone are the same rounds, read together.
 Never deletes a message that was not finished, never blocks a worker. Errors of a
 round are shown on the board and the round is tried again.
 See also: queues.spool_keep (what a round does), orchestrator.keeping (the process).

@@ -44,6 +44,7 @@ class Claim:
     token: str = ""
     lapses: int = 0  # the keeper's count of lease lapses when this was claimed
     trouble: str | None = None
+    is_forwarded: bool = False  # renamed into the next queue, and not yet made durable there
 
 
 @dataclass(slots=True)

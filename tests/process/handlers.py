@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from tests.waiting import until
-from workers import Message, Reject, Retry
+from workers import Forward, Message, Reject, Retry
 
 HANDLING_S = 0.005  # what a message costs in the storm
 
@@ -66,14 +66,16 @@ def die_of_poison(message: Message) -> None:
     write(message.name)
 
 
-def answer(message: Message) -> Retry | Reject | None:
+def answer(message: Message) -> Retry | Reject | Forward | None:
     """Answer what the body asks for; "fail" raises."""
     write(f"answers {message.name}")
     match message.body:
         case b"retry":
-            return Retry(0)
+            return Retry()
         case b"reject":
             return Reject("not wanted")
+        case b"forward":
+            return Forward(queue=os.environ["NEXT"])
         case b"fail":
             raise LookupError("asked to fail")
     return None

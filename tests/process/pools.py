@@ -37,6 +37,7 @@ from workers.system import start_ticks
 ROOT = Path(__file__).parent.parent.parent
 HANDLERS = "tests.process.handlers"
 READY_S = 20.0
+OTHER_USER = 12345  # nobody's number
 # Short times of a lease: beats every 0.2 s, and lost after 6 looks without one.
 LEASE = 'lease_interval = "0.2s"\nlease_timeout = "1s"\nstale_after = "10s"\n'
 
@@ -72,7 +73,9 @@ def signal_all(processes: Sequence[Process], number: signal.Signals) -> None:
 class Pool:
     """One master and all that it started."""
 
-    def __init__(self, place: Path, run_dir: Path, name: str, words: Sequence[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self, place: Path, run_dir: Path, name: str, words: Sequence[str], environment: dict[str, str]
+    ) -> None:
         self.place, self.name = place, name
         self.board_path = run_dir / name / "board"
         self._board: Board | None = None
@@ -192,9 +195,14 @@ class Pool:
 
 @dataclass
 class Pools:
-    """Starts pools below *place*; each its own log, all one run directory, journal and hold file."""
+    """
+    Starts pools below *place*; each its own log, all one run directory, journal and hold file.
+
+    *prefix* is how to run this project's Python.
+    """
 
     place: Path
+    prefix: tuple[str, ...] = (sys.executable,)
     started: list[Pool] = field(default_factory=list)
     seen: list[Process] = field(default_factory=list)
 
@@ -223,29 +231,24 @@ class Pools:
         name: str = "pool",
         run_dir: Path | None = None,
         listen: str | None = "none",
-        prefix: Sequence[str] = (sys.executable,),
         environment: Mapping[str, str] | None = None,
     ) -> Pool:
-        """
-        Start ``orchestrator run`` with *words*.
-
-        *listen* None gives no --listen. *prefix* is how to run this project's Python.
-        """
+        """Start ``orchestrator run`` with *words*; *listen* None gives no --listen."""
         place = self.place / f"{len(self.started)}-{name}"
         place.mkdir()
         place.chmod(0o777)
         run_dir = run_dir or self.place / "run"
         own = ["--name", name, "--run-dir", str(run_dir), *([] if listen is None else ["--listen", listen])]
         options, dashes, command = _split(words)
-        full = [*prefix, "-m", "orchestrator", "run", *options, *own, *dashes, *command]
+        full = [*self.prefix, "-m", "orchestrator", "run", *options, *own, *dashes, *command]
         pool = Pool(place, run_dir, name, full, {**self.environment(), **(environment or {})})
         self.started.append(pool)
         return pool
 
-    def run(self, *words: str, prefix: Sequence[str] = (sys.executable,), stdin: bytes = b"") -> tuple[int, str]:
+    def run(self, *words: str, stdin: bytes = b"") -> tuple[int, str]:
         """Run any other command of the orchestrator to its end; exit code, and what it said."""
         ended = subprocess.run(
-            [*prefix, "-m", "orchestrator", *words],
+            [*self.prefix, "-m", "orchestrator", *words],
             input=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -362,7 +365,7 @@ def unprivileged() -> list[str] | str:
     if os.geteuid() != 0:
         return [sys.executable]
     packages = [str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]
-    identity = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
+    identity = ["setpriv", f"--reuid={OTHER_USER}", f"--regid={OTHER_USER}", "--clear-groups"]
     reasons = []
     for python in (sys.executable, "/usr/bin/python3"):
         prefix = [*identity, "env", f"PYTHONPATH={os.pathsep.join(packages)}", python]

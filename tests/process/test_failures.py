@@ -43,7 +43,9 @@ def test_a_failing_program_is_kept_with_what_it_wrote(pools: Pools, queue: Path)
 def test_a_message_that_kills_its_worker_is_alone_in_errors_after_three_crashes(pools: Pools, queue: Path) -> None:
     for number in range(60):
         drop(queue, f"{number:02}", b"poison" if number == 7 else b"good")
-    pool = pools.start(str(queue), "--workers", "3", "--until-empty", "--json", "--handler", f"{HANDLERS}:die_of_poison")
+    pool = pools.start(
+        str(queue), "--workers", "3", "--until-empty", "--json", "--handler", f"{HANDLERS}:die_of_poison"
+    )
 
     assert pool.wait() == 4
 

@@ -68,8 +68,7 @@ def expected(queue: str, workers: int) -> set[tuple[str, tuple[tuple[str, str], 
             for outcome in OUTCOMES
         }
         found |= {
-            key("orchestrator_worker_exits_total", queue=queue, worker=worker, reason=reason)
-            for reason in EXIT_REASONS
+            key("orchestrator_worker_exits_total", queue=queue, worker=worker, reason=reason) for reason in EXIT_REASONS
         }
     return found
 
@@ -77,7 +76,11 @@ def expected(queue: str, workers: int) -> set[tuple[str, tuple[tuple[str, str], 
 def rising(samples: Series) -> Series:
     """The counters and histograms of messages: all that must be 0 before the first one."""
     cpu = "orchestrator_worker_cpu_seconds_total"
-    return {key: value for key, value in samples.items() if key[0].endswith(("_total", "_bucket", "_count", "_sum")) and key[0] != cpu}
+    return {
+        key: value
+        for key, value in samples.items()
+        if key[0].endswith(("_total", "_bucket", "_count", "_sum")) and key[0] != cpu
+    }
 
 
 def test_every_series_is_there_with_0_before_the_first_message(pools: Pools, queue: Path) -> None:

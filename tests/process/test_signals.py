@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -208,8 +209,8 @@ def test_the_roles_say_in_their_titles_what_they_are(pools: Pools, queue: Path) 
     def titles() -> set[str]:
         return {psutil.Process(one.pid).cmdline()[0] for one in everyone}
 
-    pool.until(lambda: sum("orchestrator: worker queue[" in title and " message=m" in title for title in titles()) == 2)
-    assert any(title.endswith(" 1s") for title in titles())
+    pattern = re.compile(r"orchestrator: worker queue\[[01]\] message=m[01] [1-9]s")
+    pool.until(lambda: sum(bool(pattern.fullmatch(title)) for title in titles()) == 2)
     below = {child.cmdline()[0] for child in psutil.Process(pool.process.pid).children()}
     assert "orchestrator: keeper" in below
     assert "orchestrator: master pool" in titles()

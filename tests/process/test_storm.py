@@ -58,7 +58,11 @@ def test_a_storm_of_kills_loses_nothing(pools: Pools, queue: Path) -> None:
         nonlocal scrapes, last
         scrapes += 1
         now = pool.scrape()
-        fell = {key: (value, now.get(key)) for key, value in last.items() if key[0].endswith(COUNTED) and not now.get(key, -1) >= value}
+        fell = {
+            key: (value, now.get(key))
+            for key, value in last.items()
+            if key[0].endswith(COUNTED) and not now.get(key, -1) >= value
+        }
         assert not fell, fell
         last = now
 

@@ -13,7 +13,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.process.pools import HANDLERS, LEASE, Pool, Pools, drop, files, is_empty, make_queue, marks, process, signal_all
+from tests.process.pools import (
+    HANDLERS,
+    LEASE,
+    Pool,
+    Pools,
+    drop,
+    files,
+    is_empty,
+    make_queue,
+    marks,
+    process,
+    signal_all,
+)
 from tests.waiting import until
 from workers.system import process_state
 

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from workers.board import BUCKETS_S, SIZE, Board, BoardError, Q, QueueText, W, WorkerText, observe
+from workers.board import BUCKETS_S, SEQUENCES, SIZE, Board, BoardError, Q, QueueText, W, WorkerText, observe
 
 
 def test_what_one_writes_the_other_reads(tmp_path):
@@ -53,8 +53,6 @@ def test_a_text_is_cut_at_255_bytes_and_any_name_fits(text):
 
 
 def test_a_text_in_the_middle_of_being_written_is_none_and_whole_again_when_written_anew():
-    from workers.board import SEQUENCES
-
     slot = Board.create().worker(0)
     slot.set_text(0, "whole")
     slot.words[SEQUENCES] |= 1  # its writer died here
@@ -87,7 +85,9 @@ def test_more_queues_or_workers_than_there_are_slots_are_refused():
         board.worker(1024)
 
 
-@pytest.mark.parametrize(("seconds", "bucket"), [(0.0, 0), (0.001, 0), (0.0011, 1), (3600.0, 17), (1e6, len(BUCKETS_S))])
+@pytest.mark.parametrize(
+    ("seconds", "bucket"), [(0.0, 0), (0.001, 0), (0.0011, 1), (3600.0, 17), (1e6, len(BUCKETS_S))]
+)
 def test_a_duration_is_counted_in_the_bucket_that_holds_it(seconds, bucket):
     words = Board.create().worker(0).words
     observe(words, W.PROCESSING, int(seconds * 1e9))

@@ -74,9 +74,7 @@ def test_args_are_handed_through_untouched(events):
 
 
 @pytest.mark.parametrize("clock", ["wall", "monotonic", "both"])
-def test_Z4_events_of_equal_time_and_name_come_in_the_order_they_were_scheduled(  # noqa: N802
-    events, wall, clock
-):
+def test_Z4_events_of_equal_time_and_name_come_in_the_order_they_were_scheduled(events, wall, clock):
     for number in range(20):
         if clock == "wall" or (clock == "both" and number % 2):
             events.schedule_at(wall.now_s + 5, "same", {"number": number})
@@ -88,7 +86,7 @@ def test_Z4_events_of_equal_time_and_name_come_in_the_order_they_were_scheduled(
 
 
 @pytest.mark.parametrize("method", ["when", "wait", "next"])
-def test_Z5_an_empty_queue_raises_its_own_exception(events, method):  # noqa: N802
+def test_Z5_an_empty_queue_raises_its_own_exception(events, method):
     with pytest.raises(QueueEmptyException) as caught:
         getattr(events, method)()
     assert str(caught.value) == "'Event queue is empty'"

@@ -26,7 +26,9 @@ class Kept:
         self.board = Board.create()
         slot = self.board.take_queue("queue", "spool:queue")
         self.words = self.board.queues[slot].words
-        self.consumer = Consumer(names.master_name("one", self.system), self.board, slot, self.board.take_worker(slot, 0))
+        self.consumer = Consumer(
+            names.master_name("one", self.system), self.board, slot, self.board.take_worker(slot, 0)
+        )
         self.keeper = QueueKeeper(self.open, self.consumer, self.system)
 
     def open(self) -> Spool:

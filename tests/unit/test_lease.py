@@ -137,7 +137,7 @@ def test_a_beat_counts_from_before_its_rename(rig):
     assert pool.words[Q.LAPSES] == 2  # at the late answer, and the gap that it left
 
 
-def test_H32_board_comes_before_mkdir(tmp_path, monkeypatch):  # noqa: N802 - the hole's number in the model's report
+def test_H32_board_comes_before_mkdir(tmp_path, monkeypatch):
     """All orders of a worker that takes its first directory, then a fresh one, and two rounds of its own keeper."""
     world, number, stepping, runs = World(tmp_path), iter(range(10**6)), Stepping(), 0
     state: dict[str, object] = {}

@@ -13,7 +13,9 @@ from workers.errors import InvalidName
 from workers.queues import names
 
 TOKEN = "0123456789ab" + "00002a"
-FILE_NAMES = st.binary(min_size=1, max_size=255).filter(lambda raw: b"/" not in raw and b"\0" not in raw).map(os.fsdecode)
+FILE_NAMES = (
+    st.binary(min_size=1, max_size=255).filter(lambda raw: b"/" not in raw and b"\0" not in raw).map(os.fsdecode)
+)
 
 
 @pytest.fixture(name="system")
@@ -46,7 +48,15 @@ def test_a_shortened_name_fits_and_is_shortened_once(name):
 
 @pytest.mark.parametrize(
     "file",
-    ["t0c0-~x", "t0c0-0123456789ab00002aFFFF~x", "t00c0-", "t0c0", "T0c0-", "t0c0-0123456789ab00002a0000~x", "t10000c0-"],
+    [
+        "t0c0-~x",
+        "t0c0-0123456789ab00002aFFFF~x",
+        "t00c0-",
+        "t0c0",
+        "T0c0-",
+        "t0c0-0123456789ab00002a0000~x",
+        "t10000c0-",
+    ],
 )
 def test_a_look_alike_of_a_mark_is_a_name(file):
     assert names.parse(file) == names.Marked(0, 0, "", file)

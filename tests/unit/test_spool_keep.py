@@ -33,7 +33,8 @@ def metas(rig: Rig) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize(
     ("cause", "state", "attempts", "crashes"),
-    [("died", "incoming", 0, 1), ("unknown", "incoming", 0, 1), ("timeout", "deferred", 1, 0), ("stopped", "incoming", 0, 0)],
+    [("died", "incoming", 0, 1), ("unknown", "incoming", 0, 1), ("timeout", "deferred", 1, 0),
+     ("stopped", "incoming", 0, 0)],
 )  # fmt: skip
 def test_the_cause_says_what_is_counted(rig, cause, state, attempts, crashes):
     pool = rig.pool()
@@ -328,7 +329,7 @@ def test_another_queue_under_the_path_makes_the_round_fail_and_nothing_move(rig,
         rig.path.rmdir()
     (tmp_path / "mounted").rename(rig.path)
     pool.rounds(2)
-    assert pool.spool.claim() is not None or pool.rounds(2) and pool.spool.claim() is not None
+    assert pool.spool.claim() is not None or (pool.rounds(2) and pool.spool.claim() is not None)
 
 
 # ---- every call failed once
@@ -350,7 +351,9 @@ def test_a_round_in_which_any_call_fails_loses_nothing_and_the_next_ones_finish_
         pool.keeper._unlisted = set(pool.keeper._owners())
 
     expected = {"incoming": sorted([b"due", b"dead", b"flat"]), "errors": sorted([b"poison", b"theirs"])}
-    for pool, trail, raised in fail_each(fresh_rig, lambda pool: pool.keeper.keep(), prepare, lambda p: p.keeper_system):
+    for pool, trail, raised in fail_each(
+        fresh_rig, lambda pool: pool.keeper.keep(), prepare, lambda p: p.keeper_system
+    ):
         assert raised is None or isinstance(raised, QueueUnavailable), trail
         found = sorted(body for state in pool.rig.everything().values() for body in state if body and body[:1] != b"{")
         assert found == sorted([*expected["incoming"], *expected["errors"]]), trail

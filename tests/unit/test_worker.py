@@ -61,7 +61,7 @@ def test_each_outcome_ends_where_it_should_and_is_counted(rig, tmp_path):
     pool, following = rig.pool(), Rig(tmp_path / "next", rig.world)
     following.spool()
     answers = {
-        "a": lambda: None, "b": lambda: Done(), "c": lambda: Reject("no"), "d": lambda: Retry(3600),
+        "a": lambda: None, "b": Done, "c": lambda: Reject("no"), "d": lambda: Retry(3600),
         "e": lambda: Forward(queue="next"), "f": lambda: Forward([b"1", "2"], queue=str(following.path)),
     }  # fmt: skip
     for name in answers:
@@ -107,7 +107,11 @@ def test_a_forward_to_nowhere_is_a_failure_of_the_handler(rig, tmp_path):
     pool = rig.pool()
     for name, queue in (("a", ""), ("b", str(tmp_path / "none")), ("c", "redis://x/y")):
         pool.spool.put(b"x", name)
-        work(pool, lambda message, queue=queue: Forward(b"x", queue=queue) if message.attempt == 1 else Reject("x"), most=2)
+        work(
+            pool,
+            lambda message, queue=queue: Forward(b"x", queue=queue) if message.attempt == 1 else Reject("x"),
+            most=2,
+        )
     assert figures(pool)["retried"] == 3
 
 

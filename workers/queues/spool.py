@@ -39,6 +39,7 @@ from workers.system import SYSTEM, System
 log = logging.getLogger(__name__)
 
 Written = tuple[os.stat_result, int]  # of a complete file in tmp/: fstat, and CLOCK_BOOTTIME after its last write
+LOST_MAX = 256  # races in a row: a network's cached listing, which shows what is gone, must not hold us for ever
 OPEN_CLAIM = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 TROUBLES = {
     errno.ELOOP: "is a symbolic link",
@@ -271,7 +272,8 @@ class Spool(Queue):
     def _claim_next(self, now_ns: int, lapses: int) -> Claim | None:
         is_sure = False  # that our own directory is there
         incoming = self.directory.incoming
-        while (file := self._scan.next()) is not None:
+        lost = 0
+        while lost < LOST_MAX and (file := self._scan.next()) is not None:
             mark = names.parse(file)
             name, full_name = mark.name, ""
             if len(name) > 43 and len(os.fsencode(name)) > names.NAME_BYTES_MAX:
@@ -280,6 +282,7 @@ class Spool(Queue):
             target = names.marked(mark.attempts, mark.crashes, token, name)
             if not self.directory.move(f"{incoming}/{file}", self._owner_path, target):
                 self._slot.words[W.CONFLICTS] += 1
+                lost += 1
                 if not is_sure:
                     # RACE: we were taken for dead while stopped, and a keeper removed our directory.
                     # See test_a_worker_whose_directory_is_gone_takes_a_fresh_one.
@@ -445,7 +448,10 @@ class Spool(Queue):
             target = queue.directory.incoming
             with self._settling("forward", claim):
                 try:
-                    self._move_claim(claim, target, names.marked(0, 0, claim.token, claim.name))
+                    # A try before this one may have moved it, failed at the fsync, and it may be consumed by now.
+                    if not claim.is_forwarded:
+                        self._move_claim(claim, target, names.marked(0, 0, claim.token, claim.name))
+                        claim.is_forwarded = True
                 except OSError as error:
                     if error.errno != errno.EXDEV:
                         raise

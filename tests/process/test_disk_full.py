@@ -1,0 +1,165 @@
+"""
+test_disk_full - a filesystem without a free block, for put, for claim and for every settle
+
+The filesystem is a file, mounted in a mount namespace of its own: nobody else sees it, and it is gone
+with the process that holds the namespace. Its blocks hold 1024 bytes, so a directory needs a new block
+every few long names: then even a rename finds the disk full.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.process.pools import HANDLERS, Pools, files, make_queue, marks
+from workers.errors import QueueUnavailable
+
+COUNT = 12
+NAME = "a-name-so-long-that-few-of-it-fit-into-one-block-of-a-directory" + "-" * 80
+MOUNT = """
+set -e
+truncate -s 2M "$1.img"
+mkfs.ext4 -q -b 1024 -N 512 -m 0 -O ^has_journal "$1.img"
+mkdir "$1"
+mount -o loop "$1.img" "$1"
+echo mounted
+exec cat
+"""
+
+
+@dataclass
+class Small:
+    """A small filesystem: *inside* for those in its namespace, *path* for everybody else."""
+
+    inside: Path
+    path: Path
+    pools: Pools
+
+    def fill(self) -> None:
+        """Leave not one block free."""
+        with (self.path / "ballast").open("ab", buffering=0) as file:
+            try:
+                while True:
+                    file.write(b"b" * 1024)
+                    os.fsync(file.fileno())
+            except OSError:
+                pass
+
+    def free(self) -> None:
+        """Make room again."""
+        (self.path / "ballast").unlink()
+
+
+@pytest.fixture(name="small")
+def _small(tmp_path: Path) -> Iterator[Small]:
+    inside = tmp_path / "small"
+    holder = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", MOUNT, "sh", str(inside)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    assert holder.stderr is not None
+    try:
+        if holder.stdout.readline() != b"mounted\n":
+            pytest.skip(f"no small filesystem can be mounted here: {holder.stderr.read().decode().strip()[-200:]}")
+        enter = ("nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", f"--wdns={tmp_path}", sys.executable)
+        pools = Pools(tmp_path, prefix=enter)
+        try:
+            yield Small(inside, Path(f"/proc/{holder.pid}/root{inside}"), pools)
+        finally:
+            pools.end_all()
+    finally:
+        holder.stdin.close()
+        holder.wait(10)
+        holder.stdout.close()
+        holder.stderr.close()
+
+
+def test_a_put_that_finds_the_disk_full_says_so_and_leaves_nothing(small: Small) -> None:
+    queue, size = small.path / "queue", 200_000
+    spool = make_queue(queue)
+    (small.pools.place / "large").write_bytes(b"x" * size)
+    small.fill()
+    for words in (("--name", "n"), (str(small.pools.place / "large"),)):
+        code, said = small.pools.run("put", str(small.inside / "queue"), *words, stdin=b"x" * 2000)
+        assert code == 1
+        assert "No space left on device" in said
+        assert str(small.inside / "queue") in said
+        assert "Traceback" not in said
+    with pytest.raises(QueueUnavailable, match="No space left on device") as caught:
+        spool.put_many([b"x" * 2000, b"y" * 2000])
+    assert caught.value.names == ()
+    assert not files(queue, "tmp")
+    assert not files(queue, "incoming")
+    small.free()
+    assert small.pools.run("put", str(small.inside / "queue"), "--name", "n", stdin=b"x" * size)[0] == 0
+    assert [path.stat().st_size for path in files(queue, "incoming")] == [size]
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome", "state"),
+    [
+        (b"x", "done", "queue/done"),
+        (b"retry", "retried", "queue/deferred"),
+        (b"reject", "rejected", "queue/errors"),
+        (b"fail", "retried", "queue/deferred"),
+        (b"forward", "forwarded", "next/incoming"),
+    ],
+    ids=["done", "retry", "reject", "fail", "forward"],
+)
+def test_a_settle_that_finds_the_disk_full_waits_for_room(small: Small, body: bytes, outcome: str, state: str) -> None:
+    """Each message is handled once and settled once, though most settles fail at first; no worker dies."""
+    queue, place = small.path / "queue", small.path / state
+    spool = make_queue(queue)
+    make_queue(small.path / "next").close()
+    config = small.pools.place / "pool.toml"
+    config.write_text(
+        f'[[queue]]\nurl = "{small.inside / "queue"}"\nhandler = "{HANDLERS}:answer"\nworkers = 2\n'
+        f'retry_backoff = "1000h"\nretry_backoff_max = "1000h"\nkeep_done = "1h"\nmax_attempts = 5\n'
+    )
+    next_queue = {"NEXT": str(small.inside / "next")}
+    pool = small.pools.start("--config", str(config), environment=next_queue).ready()
+    pids = pool.pids
+    spool.pause()
+    pool.until(lambda: pool.queues["queue"]["paused"])
+    names = {spool.put(body, f"{NAME}{number:02}") for number in range(COUNT)}
+    small.fill()
+    spool.resume()
+
+    pool.until(lambda: pool.log.count("No space left on device") >= 2)
+    pool.until(lambda: pool.busy == 2)
+    assert len(list(place.iterdir())) < COUNT
+    assert "waiting until it works again" in pool.log
+    small.free()
+
+    pool.until(lambda: pool.outcome(outcome) == COUNT)
+    assert pool.pids == pids
+    settled = marks(place.parent, place.name)
+    assert {mark.name for mark in settled} == names
+    assert len(settled) == COUNT
+    assert not files(queue, "pending")
+    assert small.pools.counted() == {f"answers {name}": 1 for name in names}
+    assert pool.end() == 0
+
+
+def test_a_pool_that_starts_on_a_full_disk_works_when_there_is_room(small: Small) -> None:
+    """Its workers cannot make their directories: they wait, and nothing is lost."""
+    queue = small.path / "queue"
+    spool = make_queue(queue)
+    spool.put(b"x")
+    small.fill()
+    words = (str(small.inside / "queue"), "--workers", "2", "--handler", f"{HANDLERS}:answer")
+    pool = small.pools.start(*words)
+    pool.until(lambda: "No space left on device" in pool.log)
+    assert pool.process.poll() is None
+    assert len(files(queue, "incoming")) == 1
+    small.free()
+    pool.until(lambda: pool.outcome("done") == 1)
+    assert pool.end() == 0
