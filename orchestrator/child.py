@@ -57,17 +57,25 @@ class Child:
         self.sentinel: int = process.sentinel
 
     def collect(self) -> Exit | None:
-        """How it ended, or None while it lives. Never blocks; its pid is free afterwards."""
+        """How it ended, or None while it lives. Never blocks; its pid is free afterwards. close() it then."""
         before = _children_cpu_ns()
         if self._process.is_alive():
             return None
         # Only this child can have been waited for in between, so the difference is its own.
         cpu_ns = _children_cpu_ns() - before
         code = self._process.exitcode
-        self._process.close()
         if code is None or code < 0:
             return Exit(None, -code if code else None, cpu_ns)
         return Exit(code, None, cpu_ns)
+
+    def close(self) -> None:
+        """
+        Give the sentinel back, once collected and no longer watched.
+
+        ORDER: unwatch, then close. Its pipe lives on in the siblings forked since, so a selector would report a
+        descriptor for ever that nobody can unwatch. See test_a_dead_worker_leaves_the_loop_at_rest.
+        """
+        self._process.close()
 
     def send(self, number: signal.Signals) -> None:
         """Signal it; nothing when it has ended."""

@@ -264,6 +264,7 @@ class Master:
         if end is None:
             return
         self.loop.unwatch(sentinel)
+        made.close()
         del queue.children[index]
         # Its programs, before its message can be claimed again.
         child.kill_whole(pid)
@@ -393,6 +394,7 @@ class Master:
         """Keeper and exporter are replaced when they die, at most once a second."""
         self._send_orders()
         if self._keeper is not None and (end := self._keeper.collect()) is not None:
+            self._keeper.close()
             self._keeper = None
             if self._orders >= 0:
                 log.warning("the keeper %s", end)
@@ -401,6 +403,7 @@ class Master:
             self._spawn_keeper()
         if self._exporter is not None and (end := self._exporter.collect()) is not None:
             log.warning("the exporter %s; another takes its place", end)
+            self._exporter.close()
             self._exporter = None
         is_wanted = self._listener is not None and self._exporter is None and self._stopping_s is None
         if is_wanted and now_s - self._exporter_s >= 1.0:

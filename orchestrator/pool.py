@@ -14,8 +14,7 @@ otherwise move a whole queue to errors/.
 
 Long because: it is one state machine, and each part of it decides by the others.
 All times are monotonic seconds of one clock of the caller's. Raises nothing but
-AssertionError, for a report that cannot be (a bug of the caller). Longer than a module
-should be, for the rules bear on each other and are read together.
+AssertionError, for a report that cannot be (a bug of the caller).
 See also: master (performs the actions), child (how), tests/unit/test_pool.py.
 """
 

@@ -32,6 +32,9 @@ class DeadChild:
     def collect(self) -> Exit:
         return self._end
 
+    def close(self) -> None:
+        self.sentinel = -1
+
 
 @pytest.fixture
 def master(tmp_path: Path):
@@ -86,6 +89,17 @@ def test_a_dead_worker_leaves_its_counters_and_nothing_of_the_process(master, mo
     words = queue.worker_slot(board, 0).words
     assert (words[W.CLAIMS], words[W.CPU_BASE_NS], words[W.EXITS_SIGNAL]) == (7, 5_000, 1)
     assert (words[W.PID], words[W.STATE], words[W.MESSAGE_SINCE_NS], words[W.PROCESS_CLAIMS]) == (0, 0, 0, 0)
+
+
+def test_a_dead_worker_leaves_the_loop_at_rest(master, monkeypatch):
+    """Unwatched before its descriptor is closed: siblings hold the pipe, so a selector would report it for ever."""
+    queue, _board = occupy(master, Exit(None, signal.SIGKILL, 5))
+    steps = []
+    monkeypatch.setattr(Master, "_order", lambda *_args, **_more: None)
+    monkeypatch.setattr(master.loop, "unwatch", lambda fd: steps.append("unwatch"))
+    monkeypatch.setattr(DeadChild, "close", lambda self: steps.append("close"))
+    master._collect(queue, 0)
+    assert steps == ["unwatch", "close"]
 
 
 class Recorder:
