@@ -218,8 +218,9 @@ def _name_queues(drafts: Sequence[Draft], directory: str, faults: list[Fault]) -
             with contextlib.suppress(ValueError):
                 url = absolute_url(url, _working_directory() if draft.source == COMMAND_LINE else directory)
                 draft.values["url"] = url
-                if url != "null:" and urls.setdefault(url, draft.label) != draft.label:
+                if url != "null:" and url in urls:
                     faults.append(draft.fault(("url",), f"must be unique; {urls[url]} is the same queue"))
+                urls.setdefault(url, draft.label)
     for draft in drafts:
         if "name" in draft.values:
             continue

@@ -323,7 +323,12 @@ def combinations(queue: QueueConfig) -> list[Found]:
     if queue.handler is not None and queue.command is not None:
         found.append((("command", "handler"), "there is a handler already; keep either handler or command"))
     if queue.handler is None and queue.command is None:
-        found.append((("handler", "command"), 'is missing; set handler = "MODULE:NAME" or command = ["PROGRAM", ...]'))
+        found.append(
+            (
+                ("handler", "command"),
+                'is missing; set handler = "MODULE:NAME" or command = ["PROGRAM", ...] (on the command line: --handler MODULE:NAME, or -- PROGRAM {path})',
+            )
+        )
     if queue.shell and queue.command is None:
         found.append((("shell", "command"), "needs command; a handler is never run by a shell"))
     if queue.shell and queue.command is not None and len(queue.command) != 1:

@@ -7,7 +7,7 @@ action is returned once, a Kill again every second until the exit is seen; whoev
 performs them all before it asks again.
 
 A death is an exit nobody asked for. With a message claimed it is answered at once; a
-young worker, that never claimed, waits 0.1 s, doubling to 30 s. After max(3, size)
+young worker, that never claimed, waits 0.1 s, doubling to 30 s. After max(3, size, crash_limit + 1)
 deaths in a row without one settled message the pool backs off: one worker at a time
 tries, at growing distances, until a message is settled. One broken deployment would
 otherwise move a whole queue to errors/.
@@ -76,6 +76,7 @@ class PoolPolicy:
             nothing in hand may take to leave when it was asked to.
         term_timeout_s: what quick() gives the messages in hand.
         time_limit_s: a message in hand for longer costs its worker; None: no limit.
+        crash_limit: deaths that one poison message may cost before it is in errors/.
         backoff_s, backoff_s_max: first and longest wait before a respawn.
     """
 
@@ -83,6 +84,7 @@ class PoolPolicy:
     stop_timeout_s: float = 30.0
     term_timeout_s: float = 5.0
     time_limit_s: float | None = None
+    crash_limit: int = 0
     backoff_s: float = 0.1
     backoff_s_max: float = 30.0
 
@@ -396,7 +398,7 @@ class Pool:
     def _count_death(self, worker: _Worker, now_s: float) -> None:
         self.deaths_in_row += 1
         if not self.is_backed_off:
-            if self.deaths_in_row < max(DEATHS_MIN, self.policy.size):
+            if self.deaths_in_row < max(DEATHS_MIN, self.policy.size, self.policy.crash_limit + 1):
                 return
             self.is_backed_off = True
             self._tries = 0

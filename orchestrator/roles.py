@@ -29,12 +29,13 @@ from orchestrator.child import ignore, kill_whole
 from orchestrator.config import QueueConfig
 from orchestrator.watch import Watcher
 from workers.board import PROCESS_WORDS, Board, Q, Slot, W, WorkerState, WorkerText
-from workers.errors import OrchestratorError
+from workers.errors import OrchestratorError, QueueRefused
 from workers.handler import Handler, resolve
 from workers.handlers.command import Command
 from workers.keeper import Leave, Measure, QueueKeeper, Release
 from workers.queues.base import Consumer, Queue
 from workers.queues.open import open_queue
+from workers.queues.spool import Spool
 from workers.system import SYSTEM
 from workers.worker import Leaving, Wait, Worker, polling
 
@@ -139,6 +140,7 @@ def keep(keeping: Keeping) -> int:
     """The keeper: one thread a queue, until the pipe of orders ends; then the last releases."""
     ignore(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     keepers: dict[str, Kept] = {}
+    places: dict[tuple[int, int], str] = {}
     reports = threading.Lock()
 
     def report(queue: str, refused: str | None) -> None:
@@ -150,13 +152,15 @@ def keep(keeping: Keeping) -> int:
         name = str(order["queue"])
         match order["do"]:
             case "add":
-                keepers[name] = _start(keeping, order, report)
+                keepers[name] = _start(keeping, order, report, places)
             case "release":
                 keepers[name][0].orders.put(Release(str(order["owner"]), order["cause"], str(order["note"])))  # type: ignore[arg-type]
             case "measure":
                 keepers[name][0].orders.put(Measure())
             case "remove":
                 keepers.pop(name)[0].orders.put(Leave())
+                for place in [place for place, queue in places.items() if queue == name]:
+                    del places[place]
     _end_orphans(keeping.board, {name: keeper for name, (keeper, _) in keepers.items()})
     for keeper, _ in keepers.values():
         keeper.orders.put(Leave())
@@ -177,10 +181,26 @@ def _orders(fd: int) -> Iterator[dict[str, object]]:
                 yield json.loads(line)
 
 
-def _start(keeping: Keeping, order: dict[str, object], report: Callable[[str, str | None], None]) -> Kept:
+def _start(
+    keeping: Keeping,
+    order: dict[str, object],
+    report: Callable[[str, str | None], None],
+    places: dict[tuple[int, int], str],
+) -> Kept:
     config = QueueConfig.model_validate_json(str(order["config"]))
     consumer = Consumer(keeping.master, keeping.board, int(str(order["slot"])))
-    keeper = QueueKeeper(lambda: open_queue(config.url, settings=config.settings(), host=keeping.host), consumer)
+
+    def open_it() -> Queue:
+        queue = open_queue(config.url, settings=config.settings(), host=keeping.host)
+        if isinstance(queue, Spool):
+            # By inode: a link or another spelling of the path is the same directory.
+            found = os.stat(queue.directory.incoming)
+            other = places.setdefault((found.st_dev, found.st_ino), config.name)
+            if other != config.name:
+                raise QueueRefused(f"{config.url} is the same directory as queue {other} of this pool: leave one out")
+        return queue
+
+    keeper = QueueKeeper(open_it, consumer)
 
     def run() -> None:
         try:

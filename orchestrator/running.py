@@ -102,6 +102,7 @@ def start(config: QueueConfig, pool: PoolConfig, board: Board) -> RunningQueue:
         stop_timeout_s=pool.stop_timeout,
         term_timeout_s=pool.term_timeout,
         time_limit_s=config.time_limit,
+        crash_limit=config.crash_limit,
     )
     return RunningQueue(config, slot, Pool(policy))
 

@@ -10,7 +10,7 @@ Words are written through a memoryview of int64 (one store; struct.pack_into
 writes zeros first). Texts stand under a sequence word, odd while being written,
 so a torn read is noticed and repeated.
 
-Limits: 64 queues and 1024 workers a board; the file is sparse. The order of two
+Limits: 64 queues and 1024 workers a board, 2.2 MB. The order of two
 stores is the program's order on x86-64; on other machines the interpreter's own
 locking between byte codes is what orders them.
 Long because: the layout of all slots is one table, read as a whole.
@@ -41,6 +41,7 @@ BUCKETS_S = (
     0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
     30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0,
 )  # fmt: skip
+DURATION_NS_MAX = int(1e18)  # 30 years; a forged time in a name or an mtime may be anything
 BUCKETS_NS = tuple(int(bound * 1e9) for bound in BUCKETS_S)
 
 
@@ -262,8 +263,14 @@ class Board:
             fresh.unlink(missing_ok=True)
             fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                os.truncate(fd, SIZE)
+                # All of it now: a hole would end the master by SIGBUS when the filesystem is full later.
+                os.posix_fallocate(fd, 0, SIZE)
                 board = cls(mmap.mmap(fd, SIZE))
+            except OSError as error:
+                fresh.unlink(missing_ok=True)
+                raise BoardError(
+                    f"cannot make {path} ({SIZE} bytes): {error.strerror}; make room there, or give another run directory"
+                ) from error
             finally:
                 os.close(fd)
             os.rename(fresh, path)
@@ -335,6 +342,7 @@ class Board:
 
 def observe(words: memoryview[int], histogram: int, duration_ns: int) -> None:
     """Count one duration in a worker's *histogram* (W.PROCESSING or W.WAITING)."""
+    duration_ns = min(max(duration_ns, 0), DURATION_NS_MAX)
     number = 0
     for bound in BUCKETS_NS:
         if duration_ns <= bound:

@@ -230,7 +230,15 @@ def _wrong(outcome: object) -> str | None:
 
 def _is_forwardable(body: object) -> bool:
     bodies = body if isinstance(body, list | tuple) else [body]
-    return body is None or all(isinstance(each, bytes | str | Path) for each in bodies)
+    return body is None or all(isinstance(each, bytes | Path) or _is_text(each) for each in bodies)
+
+
+def _is_text(body: object) -> bool:
+    """Whether *body* is text that UTF-8 can say: a lone surrogate cannot be put."""
+    try:
+        return isinstance(body, str) and body.encode("utf-8") is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _summary(outcome: Outcome) -> str:

@@ -144,6 +144,13 @@ class QueueKeeper:
                 self._trouble = str(error)
             self._say(QueueState.UNAVAILABLE, str(error))
             return
+        except Exception as error:
+            # A fault of the program, met in what somebody left in this queue: the other queues go on.
+            if self._trouble != repr(error):
+                log.exception("%s: a round failed; it is tried again", self._queue.url)
+                self._trouble = repr(error)
+            self._say(QueueState.UNAVAILABLE, f"a fault of the program: {error!r}")
+            return
         if self._trouble:
             log.warning("%s: works again", self._queue.url)
             self._trouble = ""

@@ -48,6 +48,7 @@ class System:
     fsync = staticmethod(os.fsync)
     statvfs = staticmethod(os.statvfs)
     getpid = staticmethod(os.getpid)
+    geteuid = staticmethod(os.geteuid)
     getppid = staticmethod(os.getppid)
     random_bytes = staticmethod(os.urandom)
     sleep = staticmethod(time.sleep)
@@ -143,7 +144,7 @@ def start_ticks(pid: int) -> int | None:
 def _answers(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         pass

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import sys
 from typing import IO, Any, NamedTuple, NoReturn
 
 import click
@@ -137,7 +138,19 @@ def completion(shell: str) -> None:
     click.echo(found(cli, {}, "orchestrator", "_ORCHESTRATOR_COMPLETE").source())
 
 
+def _open_standard_streams() -> None:
+    """A stream that was closed by the caller becomes /dev/null, or the next file opened would take its place."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(fd, "r" if fd == 0 else "w", closefd=False))
+
+
 def main() -> NoReturn:
     """Run the command that the process's arguments name, and exit."""
+    _open_standard_streams()
     cli(prog_name="orchestrator")
     raise AssertionError("click exits by itself")

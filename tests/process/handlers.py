@@ -19,7 +19,7 @@ HANDLING_S = 0.005  # what a message costs in the storm
 
 
 def write(text: str) -> None:
-    """Append a line to this process's file of the journal, in one call, so that a kill leaves it whole or not at all."""
+    """Append a line to this process's file of the journal; one call, so a kill leaves it whole or not at all."""
     path = Path(os.environ["JOURNAL"]) / str(os.getpid())
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:

@@ -3,6 +3,8 @@ pools - real pools of the process tests: `orchestrator run` as a process, in dir
 
 Pools starts them and leaves nothing behind. A Pool is looked at as an operator would:
 its log, its board, its metrics, the queue's directories. Waiting is tests.waiting's.
+Longer than a module should be, for its three parts are used together: processes, the queue as
+files, another user.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ import sys
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
@@ -41,6 +43,7 @@ OTHER_USER = 12345  # nobody's number
 # Short times of a lease: beats every 0.2 s, and lost after 6 looks without one.
 LEASE = 'lease_interval = "0.2s"\nlease_timeout = "1s"\nstale_after = "10s"\n'
 
+T = TypeVar("T")
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
@@ -156,7 +159,7 @@ class Pool:
         self.until(is_ready, READY_S)
         return self
 
-    def until(self, condition: Any, timeout_s: float = 20.0) -> Any:
+    def until(self, condition: Callable[[], T], timeout_s: float = 20.0) -> T:
         """Wait; what fails shows the log."""
         try:
             return until(condition, timeout_s)

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from tests.process.pools import HANDLERS, Pools, drop, files, is_empty, make_queue, marks, metas
+from tests.waiting import until
 
 
 def test_a_failing_message_is_retried_with_backoff_then_kept_with_its_traceback(pools: Pools, queue: Path) -> None:
@@ -99,7 +100,7 @@ def test_code_that_cannot_start_backs_off_and_burns_no_message(pools: Pools, que
     names = make_queue(queue).put_many([b"x"] * 10)
     pool = pools.start(str(queue), "--workers", "2", "--handler", "shop:handle", listen="127.0.0.1:0")
 
-    pool.until(lambda: pool.status and pool.queues["queue"]["backed_off"])
+    pool.until(lambda: any(queue["backed_off"] for queue in pool.queues.values()))
     pool.until(lambda: pool.get("/readyz")[0] == 503)
     status, text = pool.get("/readyz")
     assert status == 503
@@ -153,11 +154,16 @@ def test_until_empty_names_a_paused_queue(pools: Pools, queue: Path) -> None:
 def test_a_taken_default_port_costs_a_warning_and_a_port_asked_for_is_an_error(pools: Pools, queue: Path) -> None:
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", 9464))
+
+        def is_taken() -> bool:
+            try:
+                listener.bind(("127.0.0.1", 9464))
+            except OSError:  # somebody else's, who may leave it any moment
+                return False
             listener.listen()
-        except OSError:
-            pass  # somebody else's, which serves as well
+            return True
+
+        until(is_taken, 60)
         words = (str(queue), "--workers", "1", "--handler", f"{HANDLERS}:answer")
         pool = pools.start(*words, listen=None).ready()
         assert "127.0.0.1:9464 is taken" in pool.log

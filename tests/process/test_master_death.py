@@ -101,7 +101,6 @@ def test_a_killed_keeper_and_a_killed_exporter_are_replaced_and_the_work_goes_on
     pool.until(lambda: pool.outcome("done") == 1)
     pool.until(lambda: pool.get("/readyz")[0] == 200)
     assert pool.pids == workers
-    # A retry needs the keeper: it moves what is due back.
     assert pool.end(signal.SIGINT) == 0
     assert not list((queue / ".pool/leases").iterdir())
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
-import urllib.request
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client import Metric
+from prometheus_client.openmetrics import parser
 
 from tests.process.pools import HANDLERS, Pools, Series, drop, make_queue
 from workers.board import BUCKETS_S, EXIT_REASONS, OUTCOMES
@@ -106,12 +108,15 @@ def test_every_series_is_there_with_0_before_the_first_message(pools: Pools, que
 def test_openmetrics_is_served_to_who_asks_for_it(pools: Pools, queue: Path) -> None:
     words = (str(queue), "--workers", "1", "--handler", f"{HANDLERS}:answer")
     pool = pools.start(*words, listen="127.0.0.1:0").ready()
-    asked = urllib.request.Request(
-        f"http://{pool.status['listen']}/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
-    )
-    with urllib.request.urlopen(asked, timeout=10) as answer:
+    connection = http.client.HTTPConnection(pool.status["listen"], timeout=10)
+    try:
+        connection.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+        answer = connection.getresponse()
         assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
-        families = {family.name for family in openmetrics(answer.read().decode())}
+        parse: Callable[[str], Iterable[Metric]] = parser.text_string_to_metric_families
+        families = {family.name for family in parse(answer.read().decode())}
+    finally:
+        connection.close()
     assert {"orchestrator_build", "orchestrator_worker_messages", "orchestrator_message_processing_seconds"} <= families
     assert pool.end() == 0
 

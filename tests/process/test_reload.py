@@ -34,7 +34,7 @@ def test_reload_starts_drains_replaces_and_leaves_alone(pools: Pools) -> None:
 
     pool.until(lambda: "four" in pool.queues and pool.queues["four"]["state"] == "ready")
     drop(four, "new", b"x")
-    pool.until(lambda: pool.queues["four"]["workers"][0]["outcomes"]["done"] == 1)
+    pool.until(lambda: [worker["outcomes"]["done"] for worker in pool.queues["four"]["workers"]] == [1])
     pool.until(lambda: len([worker for worker in pool.queues["three"]["workers"] if worker["pid"]]) == 3)
     pool.until(lambda: not {worker["pid"] for worker in pool.queues["three"]["workers"]} & set(pids["three"]))
     assert [worker["pid"] for worker in pool.queues["one"]["workers"]] == pids["one"]

@@ -87,8 +87,9 @@ def test_a_storm_of_kills_loses_nothing(pools: Pools, queue: Path) -> None:
     settled = sum(value for (name, _), value in last.items() if name == "orchestrator_worker_messages_total")
     print(  # noqa: T201 - the figures of the full run
         f"{COUNT} messages in {took_s:.1f} s: {len(counted)} handled, {len(twice)} of them twice"
-        f" ({sum(twice.values()) - len(twice)} more calls), {kills} kills, {scrapes} scrapes, {len(rejected)} in errors/,"
-        f" {len(files(queue, 'pending'))} in pending/, worker_messages_total {settled:.0f}"
+        f" ({sum(twice.values()) - len(twice)} more calls), {kills} kills"
+        f" ({pool.log.count(' in hand')} with a message in hand), {scrapes} scrapes,"
+        f" {len(rejected)} in errors/, {len(files(queue, 'pending'))} in pending/, worker_messages_total {settled:.0f}"
     )
     assert {mark.name for mark in rejected} <= set(put)
     assert all(mark.crashes >= 3 for mark in rejected)

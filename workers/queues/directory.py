@@ -27,6 +27,7 @@ from workers.system import System
 
 FORMAT = 1
 LEASE_INTERVAL_S, LEASE_TIMEOUT_S, STALE_AFTER_S = 5.0, 60.0, 600.0
+SHORTEST_S, LONGEST_S = 0.001, 1e9
 STATE_DIRECTORIES = ("incoming", "pending", "errors", "tmp", "deferred")
 FOREIGN_DIRECTORIES = ("incoming", "pending", "errors", "tmp")  # what a filer program makes
 UNKNOWN = frozenset({errno.ENOENT, errno.EEXIST, errno.EIO, errno.ETIMEDOUT, errno.ESTALE})
@@ -129,9 +130,9 @@ class Directory:
             self.id = self._read(os.path.join(self.pool, "id")).strip()
         except FileNotFoundError:
             return  # a foreign filer's queue: may be put into and looked at, and becomes ours with create
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise QueueRefused(f"{self.pool}/format is damaged ({error}); compare it with SPOOL.md") from error
-        if not isinstance(found, dict) or not isinstance(found.get("format"), int):
+        if not isinstance(found, dict) or type(found.get("format")) is not int or found["format"] < 1:
             raise QueueRefused(f"{self.pool}/format is damaged; compare it with SPOOL.md")
         if found["format"] > FORMAT:
             raise QueueRefused(
@@ -144,8 +145,11 @@ class Directory:
             ("stale_after_s", STALE_AFTER_S),
         ):
             own[key] = found.get(key, standard)
-            if not isinstance(own[key], int | float) or isinstance(own[key], bool) or own[key] <= 0:
-                raise QueueRefused(f"{self.pool}/format: {key} must be a number above 0")
+            is_number = isinstance(own[key], int | float) and not isinstance(own[key], bool)
+            if not is_number or not SHORTEST_S <= own[key] <= LONGEST_S:
+                raise QueueRefused(
+                    f"{self.pool}/format: {key} must be a number of seconds from {SHORTEST_S:g} to {LONGEST_S:g}"
+                )
             wanted = getattr(settings, key)
             if wanted is not None and wanted != own[key]:
                 option = key.removesuffix("_s")
@@ -156,8 +160,10 @@ class Directory:
         self.times = Times(**own)
 
     def _read(self, path: str) -> str:
-        fd = self.system.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = self.system.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
+            if not is_regular(self.system.fstat(fd)):
+                raise OSError(errno.EINVAL, "is no regular file", path)
             return self.system.read(fd, 65536).decode("utf-8")
         finally:
             self.system.close(fd)
@@ -166,7 +172,7 @@ class Directory:
         """Whether the queue is still the one that was opened: a lost mount shows another id, or none."""
         try:
             return self._read(os.path.join(self.pool, "id")).strip() == self.id
-        except OSError:
+        except (OSError, ValueError):
             return False
 
     def check_renames(self) -> None:

@@ -111,13 +111,16 @@ class Lease:
             self.number = 0
 
 
+OLD_LOOKS = 2  # a live master has beaten by then
+
+
 @dataclass(slots=True)
 class Sight:
     """What the looks at one master have shown: its number (None: no lease) and how often that was unchanged."""
 
     number: int | None
     unchanged: int = 0
-    is_old: bool = False  # older than stale_after when first seen, by the filesystem's clock
+    is_old: bool = False  # older than stale_after by the filesystem's clock, and unchanged at two looks
 
 
 class Looks:
@@ -161,11 +164,13 @@ class Looks:
             number = numbers.get(master)
             sight = self._sights.get(master)
             if sight is None or sight.number != number:
-                self._sights[master] = Sight(number, is_old=sight is None and self._is_old(master, number))
+                self._sights[master] = Sight(number)
             elif is_void:
                 sight.unchanged, sight.is_old = 0, False
             else:
+                # Not at first sight: a clock that stepped forward makes every lease look old until its next beat.
                 sight.unchanged += 1
+                sight.is_old = sight.is_old or (sight.unchanged == OLD_LOOKS and self._is_old(master, number))
         for master in set(self._sights) - seen:
             del self._sights[master]
         self._last_ns = end_ns
@@ -181,7 +186,7 @@ class Looks:
         return age_ns > self._directory.times.stale_after_s * 1e9
 
     def lost(self) -> list[str]:
-        """The masters whose lease is lost by the full count (or was older than stale_after when first seen)."""
+        """The masters whose lease is lost by the full count (or was very old and did not change)."""
         return [name for name, sight in self._sights.items() if sight.unchanged >= self._looks or sight.is_old]
 
     def is_still_lost(self, master: str) -> bool:

@@ -80,7 +80,7 @@ def parse(file: str) -> Marked:
     found = _MARK.match(file) if file[:1] == "t" else None
     if found is not None:
         name = file[found.end() :]
-        if name and found[3][18:] == check(name):
+        if name not in ("", ".", "..") and found[3][18:] == check(name):
             return Marked(int(found[1]), int(found[2]), found[3], name)
     return Marked(0, 0, "", file)
 

@@ -38,6 +38,7 @@ from workers.system import SYSTEM, System
 
 log = logging.getLogger(__name__)
 
+DELAY_S_MAX = 10 * 365 * 86400.0  # beyond it a due time would not have the digits that a due time has
 Written = tuple[os.stat_result, int]  # of a complete file in tmp/: fstat, and CLOCK_BOOTTIME after its last write
 LOST_MAX = 256  # races in a row: a network's cached listing, which shows what is gone, must not hold us for ever
 OPEN_CLAIM = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -87,6 +88,8 @@ class Spool(Queue):
         durable: bool | None = None,
     ) -> str:
         """See Queue.put: tmp/, fsync, one rename into incoming/, fsync of incoming/."""
+        if not 0 <= delay <= DELAY_S_MAX:  # also refuses what is no number
+            raise NotSupported(f"a delay of {delay} s is not possible: give 0 to ten years, in seconds")
         if priority is not None:
             raise NotSupported("priority is not possible: a spool queue has none; use a queue for each priority")
         if name is not None and delay > 0:
@@ -345,6 +348,9 @@ class Spool(Queue):
         """A directory of our own, never used before; the old one is emptied and removed first."""
         assert self._consumer is not None  # noqa: S101 - attach() comes first
         self._scan.forget()
+        if not self.directory.is_same():
+            # The queue was removed and made again, or its mount is gone: there is no lease of ours.
+            raise OSError(errno.ESTALE, "another queue, or none, is there now; restart the pool if that is meant")
         self._leave_owner()
         while True:
             owner = names.owner_name(self._consumer.master, self._consumer.index, self.system)
@@ -601,6 +607,8 @@ class Spool(Queue):
             for listed in tuple(self.list("errors")):
                 if listed.name != name:
                     continue
+                if os.path.isdir(listed.path) and not os.path.islink(listed.path):
+                    raise NotSupported(f"{names.shown(name)} is a directory, no message: look at {listed.path}")
                 short = names.shortened(name, self.tokens.digits())
                 fresh = names.marked(0, 0, self.tokens.token(short), short)
                 if self.directory.move(listed.path, self.directory.incoming, fresh):

@@ -68,7 +68,10 @@ class SpoolKeeper:
         try:
             listing = self._system.listdir(self._directory.pool)
             if "id" not in listing or not self._directory.is_same():
-                raise OSError(errno.ESTALE, "another queue, or none, is there now: was the mount lost?")
+                raise OSError(
+                    errno.ESTALE,
+                    "another queue, or none, is there now: was the mount lost? (restart the pool if that is meant)",
+                )
             self._slot.words[Q.PAUSED] = 1 if "PAUSED" in listing else 0
             kept.beat_ok = self._beat_when_due()
             owners = self._owners()
@@ -107,10 +110,11 @@ class SpoolKeeper:
         return found
 
     def _on_board(self) -> set[str] | None:
-        """The owners that the board lists for this queue; None while one of them is being written."""
+        """The owners that the board lists; None while one of them is being written."""
         board = self._consumer.board
         listed = set()
-        for number in board.worker_numbers(self._consumer.queue_slot):
+        # Of all queues: were one directory open under two names, neither may release the other's.
+        for number in board.worker_numbers():
             text = board.worker(number).text(WorkerText.OWNER)
             if text is None:
                 return None
@@ -139,6 +143,9 @@ class SpoolKeeper:
                 continue
             if self._system.is_alive(owner.pid, owner.start) is not False:
                 continue
+            place = os.path.join(self._directory.pending, directory)
+            if self._system.lstat(place).st_uid != self._system.geteuid():
+                continue  # a name that somebody else wrote: it ends no process; its claims go back by the lease
             if self._system.start_ticks(owner.pid) is None:
                 # The session's number is not used again while a process is left in it, so these are the worker's own.
                 self._system.kill_session(owner.pid)
@@ -273,7 +280,7 @@ class SpoolKeeper:
             path = os.path.join(self._directory.tmp, file)
             if file.startswith(".nfs") or not self._is_older(path, now_ns - stale_ns):
                 continue
-            if names.is_ours(file) or file.startswith(".probe."):
+            if (names.is_ours(file) or file.startswith(".probe.")) and not self._is_directory(path):
                 self._directory.remove(path)  # never published: nobody was promised anything
                 kept.temporary += 1
             elif not names.is_ignored(file):
@@ -323,9 +330,14 @@ class SpoolKeeper:
             path = os.path.join(place, file)
             if is_meta(file) or not self._is_older(path, now_ns - int(keep_s * 1e9)):
                 continue
+            if self._is_directory(path):
+                continue  # left by a handler; a tree is for a person to look at
             self._directory.remove(path)
             self._directory.forget(f"{path}.meta")
             kept.pruned += 1
+
+    def _is_directory(self, path: str) -> bool:
+        return stat.S_ISDIR(self._system.lstat(path).st_mode)
 
     def _is_older(self, path: str, limit_ns: int) -> bool:
         try:

@@ -20,6 +20,7 @@ from workers.queues.base import STATES, Depth, Listed, Shown, State
 from workers.queues.directory import Directory
 
 SAMPLE = 1000  # foreign names whose mtime is read for the oldest age
+AGE_S_MAX = 1e9
 META = ".meta"
 META_BYTES_MAX = 1 << 20
 
@@ -57,7 +58,8 @@ class _Ages:
             self._oldest_s = enqueued
 
     def age_s(self) -> float:
-        return 0.0 if self._oldest_s is None else max(self._now_s - self._oldest_s, 0.0)
+        # A forged mtime may be any 64-bit number; the board's words hold no more than a bounded age.
+        return 0.0 if self._oldest_s is None else min(max(self._now_s - self._oldest_s, 0.0), AGE_S_MAX)
 
 
 def depth(directory: Directory) -> Depth:
