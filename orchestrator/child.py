@@ -116,8 +116,16 @@ def spawn(
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     process = _CONTEXT.Process(target=main, name=title)
+    before = set(os.listdir("/proc/self/fd"))
     with loop.signals_held():
-        process.start()
+        try:
+            process.start()
+        except OSError:
+            # The pipes made for a child that was not forked; nobody else opens descriptors in this process.
+            for fd in set(os.listdir("/proc/self/fd")) - before:
+                with contextlib.suppress(OSError):
+                    os.close(int(fd))
+            raise
     return Child(process)
 
 

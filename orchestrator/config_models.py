@@ -326,7 +326,8 @@ def combinations(queue: QueueConfig) -> list[Found]:
         found.append(
             (
                 ("handler", "command"),
-                'is missing; set handler = "MODULE:NAME" or command = ["PROGRAM", ...] (on the command line: --handler MODULE:NAME, or -- PROGRAM {path})',
+                'is missing; set handler = "MODULE:NAME" or command = ["PROGRAM", ...] '
+                "(on the command line: --handler MODULE:NAME, or -- PROGRAM {path})",
             )
         )
     if queue.shell and queue.command is None:

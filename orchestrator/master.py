@@ -18,9 +18,11 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,6 +97,7 @@ class Master:
     _reports: int = -1
     _rest: bytes = b""
     _unsent: bytearray = field(default_factory=bytearray)
+    _released: deque[tuple[str, dict[str, str]]] = field(default_factory=lambda: deque(maxlen=256))
     _exporter: Child | None = None
     _exporter_s: float = 0.0
     _interrupts: int = 0
@@ -102,6 +105,7 @@ class Master:
     _code: int = EXIT_FINE
     _pass: Pass | None = None
     _ooms: int = 0
+    _limits: tuple[int, int] = (0, 0)
 
     # ---- life
 
@@ -128,6 +132,7 @@ class Master:
         header = self.board.header
         header.words[Header.MASTER_PID], header.words[Header.MASTER_START] = os.getpid(), _start_ticks()
         header.words[Header.STARTED_S] = int(time.time())
+        header.words[Header.LAST_SEEN_NS] = SYSTEM.boottime_ns()
         header.words[Header.RELOAD_OK], header.words[Header.RELOADED_S] = 1, int(time.time())
         self.address = exporter.address(self._listener) if self._listener else None
         for which, text in (
@@ -138,6 +143,8 @@ class Master:
         ):
             header.set_text(which, text)
         self.loop = Loop()
+        self._limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._limits[1], self._limits[1]))  # two descriptors a worker
         self._ooms = running.oom_kills()
         self.loop.signals(SIGNALS)
         self.loop.on("drain", lambda _: self.drain())
@@ -182,7 +189,8 @@ class Master:
         return True
 
     def _forget_in_child(self) -> None:
-        """What is the master's alone, closed in each child."""
+        """What is the master's alone, closed in each child; the limit of descriptors is the user's again."""
+        resource.setrlimit(resource.RLIMIT_NOFILE, self._limits)
         for fd in (self._orders, self._reports):
             if fd >= 0:
                 os.close(fd)
@@ -238,7 +246,7 @@ class Master:
     def _spawn_worker(self, queue: RunningQueue, index: int) -> None:
         slot = self.board.take_worker(queue.slot, index)
         consumer = Consumer(self._name, self.board, queue.slot, slot, index, max(queue.pool.target, 1))
-        urls = {name: one.config.url for name, one in self.queues.items()}
+        urls = {one.name: one.url for one in self.config.queues}
         orders = roles.Work(queue.config, consumer, self.config.pool.host, os.getpid(), urls)
         title = f"worker {queue.config.name}[{index}]"
         try:
@@ -266,8 +274,9 @@ class Master:
         self.loop.unwatch(sentinel)
         made.close()
         del queue.children[index]
-        # Its programs, before its message can be claimed again.
-        child.kill_whole(pid)
+        # Its programs, before its message can be claimed again. The session alone: the worker itself is collected,
+        # and its number may be another's by now.
+        SYSTEM.kill_session(pid)
         killed = queue.pool.kill_cause(index)
         is_asked = queue.pool.is_asked(index)
         reason = self._reason(end, killed)
@@ -277,7 +286,9 @@ class Master:
             log.warning("worker %s[%d] (pid %d) %s%s", queue.config.name, index, pid, end, in_hand)
         if dead.owner:
             cause = killed or ("stopped" if is_asked else "died")
-            self._order("release", queue, owner=dead.owner, cause=cause, note=f"worker pid {pid} {end}")
+            order = {"owner": dead.owner, "cause": cause, "note": f"worker pid {pid} {end}"}
+            self._released.append((queue.config.name, order))
+            self._order("release", queue, **order)
         queue.pool.exited(
             index,
             time.monotonic(),
@@ -320,18 +331,31 @@ class Master:
         os.set_blocking(self._orders, False)
         keeping = roles.Keeping(self.board, self._name, self.config.pool.host, orders_reader, reports_writer)
         self._keeper_s = time.monotonic()
-        self._keeper = child.spawn(
-            lambda: roles.keep(keeping), "keeper", self.loop, self._forget_all_in_child, outlives=True
-        )
-        os.close(orders_reader)
-        os.close(reports_writer)
+        try:
+            self._keeper = child.spawn(
+                lambda: roles.keep(keeping), "keeper", self.loop, self._forget_all_in_child, outlives=True
+            )
+        except OSError:
+            os.close(self._orders)
+            os.close(self._reports)
+            self._orders = self._reports = -1
+            raise
+        finally:
+            os.close(orders_reader)
+            os.close(reports_writer)
         self.board.header.words[Header.KEEPER_PID] = self._keeper.pid
         self.loop.watch(self._reports, self._on_report)
         for queue in self.queues.values():
             self._add(queue)
+        # Orders that the keeper before this one may not have read. A release of what was released does nothing.
+        for name, order in tuple(self._released):
+            if name in self.queues:
+                self._order("release", self.queues[name], **order)
 
     def _add(self, queue: RunningQueue) -> None:
-        self._order("add", queue, config=queue.config.model_dump_json(), slot=queue.slot)
+        # Once it was open it is waited for, and never made: an empty mount point is not the queue.
+        is_known = queue.opened is not None
+        self._order("add", queue, config=queue.config.model_dump_json(), slot=queue.slot, is_known=is_known)
 
     def _order(self, do: str, queue: RunningQueue, **more: object) -> None:
         """One line to the keeper; kept and sent later while it does not read (it was stopped), never waited for."""
@@ -375,11 +399,8 @@ class Master:
             self._plan(queue, time.monotonic())
             return
         log.error("queue %s is refused: %s", queue.config.name, refused)
-        if is_first and self._stopping_s is None and not self._is_reloaded():
+        if is_first and self._stopping_s is None and (self.is_until_empty or not queue.is_added):
             self._stop(EXIT_FAILED, lambda pool, now_s: pool.quick(now_s))
-
-    def _is_reloaded(self) -> bool:
-        return any(queue.opened for queue in self.queues.values())
 
     def _spawn_exporter(self) -> None:
         listener, board, parent = self._listener, self.board, os.getpid()
@@ -399,15 +420,23 @@ class Master:
             if self._orders >= 0:
                 log.warning("the keeper %s", end)
                 self._close_pipes()
-        if self._keeper is None and self._stopping_s is None and now_s - self._keeper_s >= 1.0:
-            self._spawn_keeper()
+        # Also while draining: what is in hand needs the lease until its worker has left.
+        is_leaving = self._stopping_s is not None and not any(queue.children for queue in self.queues.values())
+        if self._keeper is None and not is_leaving and now_s - self._keeper_s >= 1.0:
+            self._spawn_again(self._spawn_keeper, "keeper")
         if self._exporter is not None and (end := self._exporter.collect()) is not None:
             log.warning("the exporter %s; another takes its place", end)
             self._exporter.close()
             self._exporter = None
         is_wanted = self._listener is not None and self._exporter is None and self._stopping_s is None
         if is_wanted and now_s - self._exporter_s >= 1.0:
-            self._spawn_exporter()
+            self._spawn_again(self._spawn_exporter, "exporter")
+
+    def _spawn_again(self, spawn: Callable[[], None], what: str) -> None:
+        try:
+            spawn()
+        except OSError as error:
+            log.error("the %s cannot be forked: %s; tried again in a second", what, error)
 
     # ---- ending
 
@@ -510,20 +539,33 @@ class Master:
             log.error("the configuration is not reloaded, the old one stays in force: %s", error)
             return
         found = diff(self.config, new)
+        if self.board.queues_free() < sum(self.board.is_new_queue(config.name) for config in found.added):
+            words[Header.RELOAD_OK] = 0
+            log.error("the configuration is not reloaded: the board has no room for more queue names; restart the pool")
+            return
+        moved = {one.name: one.url for one in self.config.queues} != {one.name: one.url for one in new.queues}
         for name in found.restart:
             log.warning("%s changed: that needs a restart", name)
         for config in found.removed:
             self._remove(self.queues[config.name])
         for old, config in found.changed:
             self._change(self.queues[old.name], config)
+        self.config = self.config.model_copy(update={"queues": new.queues, "path": new.path})
         for config in found.added:
             self._start_queue(config)
-        self.config = self.config.model_copy(update={"queues": new.queues, "path": new.path})
+        if moved:
+            # A worker knows the queues it may forward to from its start.
+            for queue in self.queues.values():
+                if not queue.is_removed:
+                    queue.pool.set_generation(queue.pool.generation + 1)
         words[Header.RELOAD_OK], words[Header.RELOADED_S] = 1, int(time.time())
         log.info("reloaded: %d added, %d removed, %d changed", len(found.added), len(found.removed), len(found.changed))
 
     def _start_queue(self, config: QueueConfig) -> None:
+        if config.name in self.queues:
+            return  # removed and added again before its last worker has left: _forget_queue starts it
         queue = running.start(config, self.config.pool, self.board)
+        queue.is_added = True
         self.queues[config.name] = queue
         self._add(queue)
 

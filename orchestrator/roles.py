@@ -190,8 +190,13 @@ def _start(
     config = QueueConfig.model_validate_json(str(order["config"]))
     consumer = Consumer(keeping.master, keeping.board, int(str(order["slot"])))
 
+    is_known = bool(order["is_known"])
+    settings = config.settings()
+    if is_known:
+        settings = dataclasses.replace(settings, create=False)
+
     def open_it() -> Queue:
-        queue = open_queue(config.url, settings=config.settings(), host=keeping.host)
+        queue = open_queue(config.url, settings=settings, host=keeping.host)
         if isinstance(queue, Spool):
             # By inode: a link or another spelling of the path is the same directory.
             found = os.stat(queue.directory.incoming)
@@ -204,7 +209,7 @@ def _start(
 
     def run() -> None:
         try:
-            keeper.run(lambda refused: report(config.name, refused))
+            keeper.run(lambda refused: report(config.name, refused), is_known=is_known)
         except BaseException:
             # A keeper without this thread would look alive and beat no more: the master makes another.
             log.exception("the keeper of queue %s failed", config.name)

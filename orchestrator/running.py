@@ -25,6 +25,7 @@ class RunningQueue:
     pool: Pool
     opened: bool | None = None
     is_removed: bool = False
+    is_added: bool = False  # by a reload: when it is refused, the others go on
     children: dict[int, Child] = field(default_factory=dict)
 
     def show(self, board: Board) -> None:
@@ -50,8 +51,10 @@ class RunningQueue:
             self.pool.facts(index, words[W.PROCESS_CLAIMS], words[W.PROCESS_SETTLED], bool(since_ns), age_s)
 
     def is_idle(self, board: Board) -> bool:
-        """Whether all workers wanted are there and have nothing in hand."""
-        slots = [self.worker_slot(board, index).words for index in range(self.pool.target)]
+        """Whether all workers wanted are there, and none that is there has a message in hand."""
+        # Those that were asked to leave may have a message in hand as well.
+        indexes = {*range(self.pool.target), *self.children}
+        slots = [self.worker_slot(board, index).words for index in indexes]
         return all(words[W.STATE] == WorkerState.IDLE and not words[W.MESSAGE_SINCE_NS] for words in slots)
 
     def moves(self, board: Board) -> int:

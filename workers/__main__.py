@@ -86,6 +86,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         worker.run()
+    except OrchestratorError as error:
+        sys.stderr.write(f"workers: {error}\n")
+        return 1
     finally:
         queue.close()
     return 0

@@ -269,7 +269,8 @@ class Board:
             except OSError as error:
                 fresh.unlink(missing_ok=True)
                 raise BoardError(
-                    f"cannot make {path} ({SIZE} bytes): {error.strerror}; make room there, or give another run directory"
+                    f"cannot make {path} ({SIZE} bytes): {error.strerror}; make room there, "
+                    "or give another run directory"
                 ) from error
             finally:
                 os.close(fd)
@@ -327,6 +328,14 @@ class Board:
                 slot.words[Q.USED] = 1
                 return number
         raise BoardError(f"a board has {QUEUES_MAX} queue slots; split the configuration into two pools")
+
+    def is_new_queue(self, name: str) -> bool:
+        """Whether *name* has had no slot on this board."""
+        return all(not slot.words[Q.USED] or slot.text(QueueText.NAME) != name for slot in self.queues)
+
+    def queues_free(self) -> int:
+        """Queue slots that no name has had."""
+        return sum(not slot.words[Q.USED] for slot in self.queues)
 
     def take_worker(self, queue: int, index: int) -> int:
         """Give worker *index* of *queue* a slot, the one it had before if any. Master only."""

@@ -64,6 +64,10 @@ class InvalidName(QueueError, ValueError):
     """A message cannot be called that."""
 
 
+class KeeperGone(QueueError):
+    """The keeper that this process had forked for itself has died, so nothing may be claimed any more."""
+
+
 class NotSupported(QueueError):
     """The protocol of the queue cannot do what was asked; the text names the option and the protocol."""
 

@@ -97,18 +97,26 @@ class QueueKeeper:
 
     # ---- the loop
 
-    def run(self, report: Callable[[str | None], None] = lambda _: None, is_over: Callable[[], bool] = bool) -> None:
+    def run(
+        self,
+        report: Callable[[str | None], None] = lambda _: None,
+        is_over: Callable[[], bool] = bool,
+        *,
+        is_known: bool = False,
+    ) -> None:
         """
         Open, then keep until told to leave or *is_over()*.
 
-        *report* is called once, with None when the queue is ready or the sentence why it is refused.
+        *report* is called with None when the queue is ready, or the sentence why it is refused. *is_known*: it
+        was open before, so it is waited for, however long its filesystem is away.
         """
-        try:
-            self.open()
-        except OrchestratorError as error:
-            self._say(QueueState.REFUSED, str(error))
-            report(str(error))
-            return
+        while (refused := self._refused()) is not None:
+            if self._trouble != refused:
+                self._trouble = refused
+                report(refused)
+            if not is_known or not self._wait_for_orders():
+                return
+        self._trouble = ""
         report(None)
         round_ns = self._system.boottime_ns()
         while not is_over():
@@ -132,6 +140,24 @@ class QueueKeeper:
             if isinstance(order, Measure):
                 self.measure()
         self.leave()
+
+    def _refused(self) -> str | None:
+        try:
+            self.open()
+        except OrchestratorError as error:
+            self._say(QueueState.REFUSED, str(error))
+            return str(error)
+        return None
+
+    def _wait_for_orders(self) -> bool:
+        """A second's wait before the queue is tried again; False when told to leave. Releases are kept for later."""
+        try:
+            order = self.orders.get(timeout=1.0)
+        except handover.Empty:
+            return True
+        if isinstance(order, Release):
+            self._pending.append(order)
+        return not isinstance(order, Leave)
 
     def round(self) -> None:
         """One round: keep, release what is still owed, measure when it is time. Errors go to the board."""
@@ -259,6 +285,8 @@ def attach_alone(queue: Queue, *, index: int = 0, system: System = SYSTEM) -> Co
         raise QueueUnavailable(said or "the keeper died while it opened the queue")
     queue.attach(consumer)
     queue.on_close = lambda: _end_keeper(pid)
+    # WNOWAIT leaves it to be waited for by _end_keeper.
+    queue.keeper_is_gone = lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     return consumer
 
 

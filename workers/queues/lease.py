@@ -54,6 +54,12 @@ class Lease:
             self.is_good = self._directory.move(
                 self._path(self.number), self._directory.leases, f"{self.master}.{self.number + 1}"
             )
+            if not self.is_good and (found := self._found()) > self.number:
+                # The keeper that this one follows (a reload) has beaten once more meanwhile.
+                self.number = found
+                self.is_good = self._directory.move(
+                    self._path(self.number), self._directory.leases, f"{self.master}.{self.number + 1}"
+                )
             if self.is_good:
                 self.number += 1
             else:

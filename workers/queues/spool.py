@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from workers.board import Q, W, WorkerText
-from workers.errors import ClaimLost, InputGone, MessageExists, NotSupported, QueueMissing, QueueUnavailable
+from workers.errors import ClaimLost, InputGone, KeeperGone, MessageExists, NotSupported, QueueMissing, QueueUnavailable
 from workers.message import Body, Claim
 from workers.queues import names, spool_look
 from workers.queues.base import Capability, Cause, Consumer, Depth, Kept, Listed, Queue, Settings, Shown, State
@@ -75,6 +75,7 @@ class Spool(Queue):
         self._named: set[str] = set()
         self._keeper: SpoolKeeper | None = None
         self.on_close: Callable[[], None] | None = None
+        self.keeper_is_gone: Callable[[], bool] | None = None  # of a keeper that this process forked itself
 
     # ---- put
 
@@ -264,6 +265,10 @@ class Spool(Queue):
         beat_ns, lapses = words[Q.BEAT_NS], words[Q.LAPSES]
         now_ns = self.system.boottime_ns()
         if now_ns - beat_ns >= words[Q.HALF_TIMEOUT_NS]:
+            if self.keeper_is_gone is not None and self.keeper_is_gone():
+                raise KeeperGone(
+                    f"the keeper of {self.url} has died, so nothing may be claimed: start this worker again"
+                )
             return None
         try:
             if not self._owner or lapses != self._lapses:
