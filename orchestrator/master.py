@@ -37,7 +37,7 @@ from orchestrator.loop import Loop
 from orchestrator.pool import Cause, Kill, Pool, Spawn, Term
 from orchestrator.rundir import RunDir
 from orchestrator.running import RunningQueue
-from workers.board import Board, Header, HeaderText, MasterState, Q
+from workers.board import Board, Header, HeaderText, MasterState, Q, QueueText
 from workers.errors import OrchestratorError
 from workers.queues import names
 from workers.queues.base import Consumer
@@ -543,7 +543,6 @@ class Master:
             words[Header.RELOAD_OK] = 0
             log.error("the configuration is not reloaded: the board has no room for more queue names; restart the pool")
             return
-        moved = {one.name: one.url for one in self.config.queues} != {one.name: one.url for one in new.queues}
         for name in found.restart:
             log.warning("%s changed: that needs a restart", name)
         for config in found.removed:
@@ -553,11 +552,6 @@ class Master:
         self.config = self.config.model_copy(update={"queues": new.queues, "path": new.path})
         for config in found.added:
             self._start_queue(config)
-        if moved:
-            # A worker knows the queues it may forward to from its start.
-            for queue in self.queues.values():
-                if not queue.is_removed:
-                    queue.pool.set_generation(queue.pool.generation + 1)
         words[Header.RELOAD_OK], words[Header.RELOADED_S] = 1, int(time.time())
         log.info("reloaded: %d added, %d removed, %d changed", len(found.added), len(found.removed), len(found.changed))
 
@@ -576,6 +570,8 @@ class Master:
 
     def _change(self, queue: RunningQueue, config: QueueConfig) -> None:
         if queue.config.url != config.url:
+            # At once, for workers look there where to forward to.
+            self.board.queues[queue.slot].set_text(QueueText.URL, config.url)
             self._remove(queue)  # and started at its new place when the last worker has left, see _forget_queue
             return
         old, queue.config = queue.config, config

@@ -329,6 +329,15 @@ class Board:
                 return number
         raise BoardError(f"a board has {QUEUES_MAX} queue slots; split the configuration into two pools")
 
+    def url_of(self, name: str) -> str | None:
+        """Where the queue *name* is now; None for no such queue, and for a URL too long for the board."""
+        for number in self.queue_numbers():
+            slot = self.queues[number]
+            if slot.text(QueueText.NAME) == name:
+                url = slot.text(QueueText.URL)
+                return url if url and len(os.fsencode(url)) < TEXT_SIZE - 1 else None
+        return None
+
     def is_new_queue(self, name: str) -> bool:
         """Whether *name* has had no slot on this board."""
         return all(not slot.words[Q.USED] or slot.text(QueueText.NAME) != name for slot in self.queues)

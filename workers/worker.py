@@ -101,7 +101,7 @@ class Worker:
     Attributes:
         title: called with a text for the process title, at most once a second.
         parent: the master's pid, or None for a worker without one.
-        queues: names of configured queues to their URLs, for Forward(queue=name).
+        queues: names of configured queues to their URLs at the start, for Forward(queue=name); the board knows better.
         time_limit_s: the master kills a worker that handles one message for longer; told to the handler as deadline.
         is_until_empty: leave when a scan finds nothing (a worker without a master).
     """
@@ -267,7 +267,11 @@ class Worker:
         """The queue to forward to, opened once; the name of a configured queue, or a URL."""
         if not target:
             raise HandlerError("Forward needs queue=: the name of a configured queue, or a URL")
-        url = self.queues.get(target, target)
+        url = self.consumer.board.url_of(target) or self.queues.get(target)
+        if url is None:
+            if "/" not in target and ":" not in target:
+                raise HandlerError(f"no queue of this pool is called {target!r}; a path needs a slash (./{target})")
+            url = target
         if url not in self._next:
             self._next[url] = open_queue(url, system=self.system, host=getattr(self.queue, "host", None))
         return self._next[url]
