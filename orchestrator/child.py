@@ -116,15 +116,15 @@ def spawn(
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     process = _CONTEXT.Process(target=main, name=title)
-    before = set(os.listdir("/proc/self/fd"))
+    before = _descriptors()
     with loop.signals_held():
         try:
             process.start()
         except OSError:
             # The pipes made for a child that was not forked; nobody else opens descriptors in this process.
-            for fd in set(os.listdir("/proc/self/fd")) - before:
+            for fd in _descriptors() - before:
                 with contextlib.suppress(OSError):
-                    os.close(int(fd))
+                    os.close(fd)
             raise
     return Child(process)
 
@@ -140,6 +140,16 @@ def ignore(*numbers: signal.Signals) -> None:
     """Ignore these signals: service managers and terminals signal whole groups, but only the master answers."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _descriptors() -> set[int]:
+    """What is open, without the descriptor that lists it: its number is the next pipe's."""
+    found = set()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            os.fstat(fd)
+            found.add(fd)
+    return found
 
 
 def _children_cpu_ns() -> int:

@@ -556,8 +556,8 @@ class Master:
         log.info("reloaded: %d added, %d removed, %d changed", len(found.added), len(found.removed), len(found.changed))
 
     def _start_queue(self, config: QueueConfig) -> None:
-        if config.name in self.queues:
-            return  # removed and added again before its last worker has left: _forget_queue starts it
+        if any(one.config.name == config.name or one.config.url == config.url for one in self.queues.values()):
+            return  # its name or its directory is in use until the last worker has left: _forget_queue starts it
         queue = running.start(config, self.config.pool, self.board)
         queue.is_added = True
         self.queues[config.name] = queue
@@ -588,9 +588,9 @@ class Master:
         self._order("remove", queue)
         self.board.queues[queue.slot].words[Q.USED] = 2
         del self.queues[queue.config.name]
-        again = next((one for one in self.config.queues if one.name == queue.config.name), None)
-        if again is not None:
-            self._start_queue(again)  # it was removed and added again before its last worker had left
+        for again in self.config.queues:
+            if again.name not in self.queues:
+                self._start_queue(again)  # what was added, or called otherwise, before the last worker had left
 
     def dispatch(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
         """Answer the control socket. Raises OrchestratorError for what cannot be done."""

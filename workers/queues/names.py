@@ -26,6 +26,7 @@ from workers.system import System
 NAME_BYTES_MAX = 175  # with mark, due time and .meta still under NAME_MAX (255)
 COUNT_MAX = 9999
 COUNTER_MAX = (1 << 24) - 1
+TIME_S_MIN, TIME_S_MAX = -62135596800.0, 253402300799.0  # the years 1 to 9999
 IGNORED_SUFFIXES = (".tmp", ".part", ".filepart", ".crdownload", ".swp", "~")
 HOST = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
@@ -207,7 +208,8 @@ def shown(name: str) -> str:
 
 
 def iso(unix_s: float) -> str:
-    """*unix_s* as UTC text with microseconds, as .meta has it."""
+    """*unix_s* as UTC text with microseconds, as .meta has it; a forged time beyond a calendar's years as its end."""
+    unix_s = min(max(unix_s, TIME_S_MIN), TIME_S_MAX)
     whole = int(unix_s // 1)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((unix_s - whole) * 1e6):06d}Z"
 

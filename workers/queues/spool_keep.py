@@ -143,8 +143,7 @@ class SpoolKeeper:
                 continue
             if self._system.is_alive(owner.pid, owner.start) is not False:
                 continue
-            place = os.path.join(self._directory.pending, directory)
-            if self._system.lstat(place).st_uid != self._system.geteuid():
+            if not self._is_our_users(os.path.join(self._directory.pending, directory)):
                 continue  # a name that somebody else wrote: it ends no process; its claims go back by the lease
             if self._system.start_ticks(owner.pid) is None:
                 # The session's number is not used again while a process is left in it, so these are the worker's own.
@@ -336,8 +335,19 @@ class SpoolKeeper:
             self._directory.forget(f"{path}.meta")
             kept.pruned += 1
 
+    def _is_our_users(self, path: str) -> bool:
+        # RACE: another keeper of this machine released it since it was listed.
+        # See test_a_neighbour_that_another_keeper_releases_first_fails_no_round.
+        try:
+            return self._system.lstat(path).st_uid == self._system.geteuid()
+        except FileNotFoundError:
+            return False
+
     def _is_directory(self, path: str) -> bool:
-        return stat.S_ISDIR(self._system.lstat(path).st_mode)
+        try:
+            return stat.S_ISDIR(self._system.lstat(path).st_mode)
+        except FileNotFoundError:  # swept by another keeper since its age was looked at
+            return False
 
     def _is_older(self, path: str, limit_ns: int) -> bool:
         try:
