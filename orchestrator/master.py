@@ -556,7 +556,8 @@ class Master:
         log.info("reloaded: %d added, %d removed, %d changed", len(found.added), len(found.removed), len(found.changed))
 
     def _start_queue(self, config: QueueConfig) -> None:
-        if any(one.config.name == config.name or one.config.url == config.url for one in self.queues.values()):
+        leaving = [one.config.url for one in self.queues.values() if one.is_removed]
+        if config.name in self.queues or config.url in leaving:
             return  # its name or its directory is in use until the last worker has left: _forget_queue starts it
         queue = running.start(config, self.config.pool, self.board)
         queue.is_added = True

@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.process.pools import HANDLERS, Pools, drop, files, make_queue, marks, process, signal_all
 from tests.waiting import until
 from workers.board import Header
+from workers.system import System
 
 
 def table(path: Path | str, handler: str, more: str = "") -> str:
@@ -22,6 +23,16 @@ def reload(pools: Pools, text: str) -> None:
     """Write the configuration and tell the newest pool."""
     (pools.place / "pool.toml").write_text(text)
     pools.started[-1].send(signal.SIGHUP)
+
+
+def rounds(pools: Pools, queue: Path, count: int = 5) -> None:
+    """Wait until the keepers of *queue* have beaten *count* times more, so they have looked at pending/ too."""
+
+    def number() -> int:
+        return max((int(lease.suffix[1:]) for lease in (queue / ".pool/leases").iterdir()), default=0)
+
+    before = number()
+    pools.started[-1].until(lambda: number() >= before + count)
 
 
 # ---- one directory, several names
@@ -54,6 +65,7 @@ def test_a_queue_that_a_reload_calls_otherwise_handles_what_is_in_hand_once(pool
     reload(pools, table(quick_queue, "hold", 'name = "new"\n'))
 
     pool.until(lambda: "reloaded" in pool.log)
+    rounds(pools, quick_queue)
     assert [mark.crashes for mark in marks(quick_queue, "pending")] == [0]
     pools.hold.unlink()
     pool.until(lambda: "new" in pool.queues and "old" not in pool.queues)
@@ -79,6 +91,7 @@ def test_a_queue_removed_and_added_again_meanwhile_handles_what_is_in_hand_once(
     pool.until(lambda: "1 removed" in pool.log)
     reload(pools, both)
     pool.until(lambda: "1 added" in pool.log)
+    rounds(pools, quick_queue)
 
     assert [mark.crashes for mark in marks(quick_queue, "pending")] == [0]
     pools.hold.unlink()
@@ -216,9 +229,12 @@ def test_put_with_its_output_closed_enters_the_message_and_does_not_fail(pools: 
 
 
 def test_a_forged_owner_of_no_process_stops_no_pool(pools: Pools, queue: Path) -> None:
-    (queue / "pending" / f"host.00000000.9999999999.1.{'0' * 16}.0.9999999999.1.{'0' * 12}").mkdir()
+    master = f"here.{System().kernel8('here')}.9999999999.1.{'0' * 16}"
+    (queue / "pending" / f"{master}.0.9999999999.1.{'0' * 12}").mkdir()
     drop(queue, "one", b"x")
-    pool = pools.start(str(queue), "--workers", "1", "--handler", f"{HANDLERS}:note").ready()
+    words = (str(queue), "--workers", "1", "--host", "here", "--handler", f"{HANDLERS}:note")
+    pool = pools.start(*words).ready()
     pool.until(lambda: pool.outcome("done") == 1)
+    assert not list((queue / "pending").glob("*.9999999999.*"))
     assert "fault of the program" not in pool.log
     assert pool.end() == 0

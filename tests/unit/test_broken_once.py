@@ -14,6 +14,7 @@ from orchestrator import child, running
 from orchestrator.child import spawn
 from orchestrator.config import ConfigError, load
 from orchestrator.loop import Loop
+from orchestrator.master import Master
 from tests.rig import Pool, Q, Rig
 from workers.board import BUCKETS_S, PROCESS_WORDS, Board, QueueState, QueueText, W, WorkerState, observe
 from workers.errors import KeeperGone, NotSupported, QueueRefused, QueueUnavailable
@@ -369,6 +370,26 @@ def test_a_worker_asked_to_leave_that_still_holds_a_message_is_not_idle(tmp_path
     leaving.clear(PROCESS_WORDS, ())
     del queue.children[1]
     assert queue.is_idle(board)
+
+
+@pytest.mark.parametrize("is_until_empty", [False, True])
+def test_a_queue_refused_after_another_was_ready_ends_the_pool_with_1(tmp_path, monkeypatch, is_until_empty):
+    """Whichever of the two the keeper reports first."""
+    config = load(
+        None, flags={"workers": "1", "run_dir": str(tmp_path)}, environment={},
+        queues=[str(tmp_path / "good"), str(tmp_path / "bad")], handler="workers.handlers.echo:nothing",
+    )  # fmt: skip
+    monkeypatch.setattr(Master, "_plan", lambda *_: None)
+    master = Master(config, lambda: config)
+    master.is_until_empty = is_until_empty
+    master.board = Board.create()
+    good, bad = (running.start(one, config.pool, master.board) for one in config.queues)
+    master.queues = {"good": good, "bad": bad}
+    master._on_opened(good, None)
+    assert master._stopping_s is None
+    master._on_opened(bad, "no")
+    assert master._stopping_s is not None
+    assert master._code == 1
 
 
 def test_a_fork_that_fails_leaves_no_descriptor_open(monkeypatch):
