@@ -130,7 +130,9 @@ def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
     said = reader.type(operate)
     for words in ("pool site on", "3 workers wanted", "pages is paused", "the page is empty", "requeued", "has ended"):
         assert words in said, said
-    assert reader.waiting("pages") == [], "what was requeued was handled again, or is in hand"
+    # The drain may come before a worker has looked again after the pause: then it waits, else it was rejected again.
+    rejected = [path.name for path in (reader.place / "pages" / "errors").iterdir() if path.suffix != ".meta"]
+    assert len(reader.waiting("pages") + rejected) == 1, "what was requeued is lost, or there twice"
     assert list((reader.place / "pages" / "pending").iterdir()) == [], "after a drain nothing is in hand"
 
 
