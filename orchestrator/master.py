@@ -104,6 +104,7 @@ class Master:
     _stopping_s: float | None = None
     _code: int = EXIT_FINE
     _pass: Pass | None = None
+    _was_empty: bool = False
     _ooms: int = 0
     _limits: tuple[int, int] = (0, 0)
 
@@ -488,7 +489,7 @@ class Master:
     # ---- until empty
 
     def _look_for_empty(self) -> None:
-        """See SPOOL.md: a pass that finds nothing, with all workers idle and no move before or since."""
+        """See SPOOL.md: two passes that find nothing, with all workers idle and no move before or since."""
         queues = tuple(self.queues.values())
         if not all(queue.opened for queue in queues):
             return
@@ -509,6 +510,7 @@ class Master:
         if any(one[Q.PASS] != self._pass.number for one in words):
             return
         before, self._pass = self._pass.moves, None
+        was_empty, self._was_empty = self._was_empty, False
         if before != moves or not self._is_at_rest(queues) or any(one[Q.CLAIMED] for one in words):
             return
         paused = [queue for queue, one in zip(queues, words, strict=True) if one[Q.PAUSED] and one[Q.WAITING]]
@@ -519,6 +521,10 @@ class Master:
                 )
             self._stop(EXIT_FAILED, lambda pool, now_s: pool.drain(now_s), MasterState.DRAINING)
         elif not any(one[Q.WAITING] or one[Q.DEFERRED] for one in words):
+            if not was_empty:
+                # Once more: another pool may have given a claim back behind the look at incoming/.
+                self._was_empty = True
+                return
             rejected = sum(queue.rejected(self.board) for queue in queues)
             self._stop(
                 EXIT_ERRORS if rejected else EXIT_FINE, lambda pool, now_s: pool.drain(now_s), MasterState.DRAINING
