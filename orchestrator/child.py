@@ -13,6 +13,7 @@ See also: pool (which child when), master, workers.system.die_with_parent.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -96,6 +97,7 @@ def spawn(
 
     def main() -> None:
         code = 1
+        gc.freeze()  # what came since settle(); the master keeps its own collectable, for it lives long
         try:
             loop.forget_in_child()
             forget()
@@ -127,6 +129,17 @@ def spawn(
                     os.close(fd)
             raise
     return Child(process)
+
+
+def settle() -> None:
+    """
+    Leave what is there now to no collection any more: before the first fork, once.
+
+    A collection writes into the header of every object it looks at, and whichever process does it
+    first pays for a copy of each page. Source: gc.freeze.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def kill_whole(pid: int) -> None:

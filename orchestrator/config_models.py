@@ -158,6 +158,11 @@ class QueueConfig(_Table):
         description="MODULE:NAME, called with each message; either this or command",
         json_schema_extra={"type": TEXT, "default": "none"},
     )
+    preload: bool = Field(
+        False,  # noqa: FBT003
+        description="import the handler before the workers are forked; new code then needs a restart of the pool",
+        json_schema_extra={"type": SWITCH, "default": "false"},
+    )
     shell: bool = Field(
         False,  # noqa: FBT003
         description="let /bin/sh run command, which is then one text",

@@ -29,12 +29,13 @@ from pathlib import Path
 
 import setproctitle
 
-from orchestrator import child, exporter, roles, running
+from orchestrator import child, exporter, feeder, roles, running
 from orchestrator.child import Child, Exit
 from orchestrator.config import Config, ConfigError, QueueConfig, diff
 from orchestrator.control import ControlServer
 from orchestrator.loop import Loop
 from orchestrator.pool import Cause, Kill, Pool, Spawn, Term
+from orchestrator.preload import preload
 from orchestrator.rundir import RunDir
 from orchestrator.running import RunningQueue
 from workers.board import Board, Header, HeaderText, MasterState, Q, QueueText
@@ -100,6 +101,7 @@ class Master:
     _released: deque[tuple[str, dict[str, str]]] = field(default_factory=lambda: deque(maxlen=256))
     _exporter: Child | None = None
     _exporter_s: float = 0.0
+    _ended: list[Child] = field(default_factory=list)  # feeders that were killed and not collected yet
     _interrupts: int = 0
     _stopping_s: float | None = None
     _code: int = EXIT_FINE
@@ -107,6 +109,7 @@ class Master:
     _was_empty: bool = False
     _ooms: int = 0
     _limits: tuple[int, int] = (0, 0)
+    _preloaded: frozenset[str] = frozenset()
 
     # ---- life
 
@@ -125,6 +128,9 @@ class Master:
 
     def _open(self) -> None:
         pool = self.config.pool
+        # First of all: nothing is forked yet, and signals still do what the shell expects.
+        self._preloaded = frozenset(one.handler for one in self.config.queues if one.preload and one.handler)
+        preload(sorted(self._preloaded))
         self._listener, warning = exporter.bind(self.config.metrics.listen, self.config.metrics.listen_is_default)
         for text in (*self.config.warnings, *([warning] if warning else [])):
             log.warning("%s", text)
@@ -162,6 +168,7 @@ class Master:
         for config in self.config.queues:
             self.queues[config.name] = running.start(config, pool, self.board)
         setproctitle.setproctitle(f"orchestrator: master {pool.name}")
+        child.settle()
         self._spawn_keeper()
         if self._listener is not None:
             self._spawn_exporter()
@@ -169,9 +176,12 @@ class Master:
         log.info("pool %s starts: %d queue(s), %d workers%s", pool.name, len(self.queues), self.config.workers, where)
 
     def _close(self) -> None:
-        if self._exporter is not None:
-            self._exporter.send(signal.SIGKILL)
-            self._wait_for(self._exporter, 1.0)
+        services = [self._exporter, *self._ended, *(queue.feeder for queue in self.queues.values())]
+        for service in [one for one in services if one is not None]:
+            service.send(signal.SIGKILL)
+            self._wait_for(service, 1.0)
+        for queue in self.queues.values():
+            queue.close()
         if self._control is not None:
             self._control.close()
         if self._listener is not None:
@@ -231,6 +241,7 @@ class Master:
     def _plan(self, queue: RunningQueue, now_s: float) -> None:
         if not queue.opened and not queue.pool.is_stopping:
             return
+        self._tend_feeder(queue, now_s)  # before the first worker, or all of them would scan for themselves
         for action in queue.pool.plan(now_s):
             match action:
                 case Spawn(index):
@@ -246,7 +257,7 @@ class Master:
 
     def _spawn_worker(self, queue: RunningQueue, index: int) -> None:
         slot = self.board.take_worker(queue.slot, index)
-        consumer = Consumer(self._name, self.board, queue.slot, slot, index, max(queue.pool.target, 1))
+        consumer = Consumer(self._name, self.board, queue.slot, slot, index, max(queue.pool.target, 1), *queue.feed)
         urls = {one.name: one.url for one in self.config.queues}
         orders = roles.Work(queue.config, consumer, self.config.pool.host, os.getpid(), urls)
         title = f"worker {queue.config.name}[{index}]"
@@ -403,6 +414,33 @@ class Master:
         if is_first and self._stopping_s is None and (self.is_until_empty or not queue.is_added):
             self._stop(EXIT_FAILED, lambda pool, now_s: pool.quick(now_s))
 
+    def _spawn_feeder(self, queue: RunningQueue) -> None:
+        queue.feeder_s = time.monotonic()
+        orders = feeder.Orders(queue.config, self.config.pool.host, self.board, queue.slot, queue.feed, os.getpid())
+        queue.feeder = child.spawn(
+            lambda: feeder.feed(orders), f"feeder {queue.config.name}", self.loop, self._forget_all_in_child
+        )
+        self.board.queues[queue.slot].words[Q.FEEDER_PID] = queue.feeder.pid
+
+    def _end_feeder(self, queue: RunningQueue) -> None:
+        """Kill it; collected when it is gone, for it may hang in a filesystem."""
+        if queue.feeder is not None:
+            queue.feeder.send(signal.SIGKILL)
+            self._ended.append(queue.feeder)
+            queue.feeder = None
+            self.board.queues[queue.slot].words[Q.FEEDER_PID] = 0
+
+    def _tend_feeder(self, queue: RunningQueue, now_s: float) -> None:
+        """Spawn it; replace it when it dies, at most once a second."""
+        name = f"feeder of queue {queue.config.name}"
+        if queue.feeder is not None and (end := queue.feeder.collect()) is not None:
+            log.warning("the %s %s; another takes its place", name, end)
+            queue.feeder.close()
+            queue.feeder = None
+        is_wanted = queue.opened and not (queue.pool.is_stopping and queue.pool.is_empty) and queue.feed[0] >= 0
+        if is_wanted and queue.feeder is None and now_s - queue.feeder_s >= 1.0:
+            self._spawn_again(lambda: self._spawn_feeder(queue), name)
+
     def _spawn_exporter(self) -> None:
         listener, board, parent = self._listener, self.board, os.getpid()
         assert listener is not None  # noqa: S101 - asked by the callers
@@ -415,6 +453,9 @@ class Master:
     def _collect_services(self, now_s: float) -> None:
         """Keeper and exporter are replaced when they die, at most once a second."""
         self._send_orders()
+        for ended in [one for one in self._ended if one.collect() is not None]:
+            ended.close()
+            self._ended.remove(ended)
         if self._keeper is not None and (end := self._keeper.collect()) is not None:
             self._keeper.close()
             self._keeper = None
@@ -551,6 +592,11 @@ class Master:
             return
         for name in found.restart:
             log.warning("%s changed: that needs a restart", name)
+        for config in (*found.added, *(config for _, config in found.changed)):
+            if config.handler in self._preloaded:
+                log.warning("queue %s: new code of %s needs a restart: it is preloaded", config.name, config.handler)
+            elif config.preload and config.handler:
+                log.warning("queue %s: preload needs a restart; until then workers import it", config.name)
         for config in found.removed:
             self._remove(self.queues[config.name])
         for old, config in found.changed:
@@ -586,6 +632,7 @@ class Master:
             # The keeper opens it anew, and goes on with the number of the lease that it finds.
             self._order("remove", queue)
             self._add(queue)
+            self._end_feeder(queue)  # another feeds in the new order
         queue.pool.policy.time_limit_s = config.time_limit
         queue.pool.set_size(config.workers)
         queue.pool.set_generation(queue.pool.generation + 1)
@@ -593,6 +640,8 @@ class Master:
 
     def _forget_queue(self, queue: RunningQueue) -> None:
         self._order("remove", queue)
+        self._end_feeder(queue)
+        queue.close()
         self.board.queues[queue.slot].words[Q.USED] = 2
         del self.queues[queue.config.name]
         for again in self.config.queues:

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import threading
@@ -34,6 +35,7 @@ from workers.handler import Handler, resolve
 from workers.handlers.command import Command
 from workers.keeper import Leave, Measure, QueueKeeper, Release
 from workers.queues.base import Consumer, Queue
+from workers.queues.feed import SILENT_NS, nudge
 from workers.queues.open import open_queue
 from workers.queues.spool import Spool
 from workers.system import SYSTEM
@@ -42,6 +44,8 @@ from workers.worker import Leaving, Wait, Worker, polling
 log = logging.getLogger(__name__)
 
 GRACE_S = 1.0  # for the kernel to end what was killed
+PATIENCE_S = 5.0  # at the pipe of a feeder that shows signs of life: 32 idle workers then cost a thousandth of a core
+BARRED_S = 0.5  # a worker that may not claim looks so often whether it may
 
 Kept = tuple[QueueKeeper, threading.Thread]
 
@@ -100,16 +104,44 @@ def work(orders: Work) -> int:
         parent=orders.parent,
         time_limit_s=config.time_limit,
     ).run()
+    # A packet may have woken us while we were asked to leave: somebody else must wake for it.
+    if consumer.feed >= 0 and SYSTEM.unread(consumer.feed):
+        nudge(consumer.feed_writer, SYSTEM)
     return 0
 
 
 def _waiter(queue: Queue, consumer: Consumer) -> Wait:
-    """inotify where it works, else adaptive polling; which one is on the board."""
+    """At the feeder's pipe; without one, inotify where it works, else adaptive polling."""
     words = consumer.board.queues[consumer.queue_slot].words
+    if consumer.feed >= 0:
+        return _at_the_pipe(consumer.feed, words)
     directory = queue.watch_directory()
     watcher = Watcher.on(directory) if directory is not None else None
     words[Q.WATCH] = 2 if watcher is None else 1
     return polling(queue) if watcher is None else watcher.wait
+
+
+def _at_the_pipe(feed: int, words: memoryview[int]) -> Wait:
+    """
+    Wait for a packet; each wakes one of those who wait.
+
+    An epoll of the worker's own: the kernel passes over those who do not wait in theirs. Source: epoll_ctl(2).
+    """
+    pipe = select.epoll()
+    pipe.register(feed, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def wait(timeout_s: float, fd: int) -> bool:
+        if words[Q.PAUSED] or SYSTEM.boottime_ns() - words[Q.BEAT_NS] >= words[Q.HALF_TIMEOUT_NS]:
+            # Nobody claims now, so what lies in the pipe must not end the wait again and again.
+            barred = select.poll()
+            barred.register(fd, select.POLLIN)
+            return not barred.poll(min(timeout_s, BARRED_S) * 1000)
+        with contextlib.suppress(FileExistsError):
+            pipe.register(fd, select.EPOLLIN)
+        is_fed = SYSTEM.boottime_ns() - words[Q.FED_NS] < SILENT_NS
+        return any(ready != fd for ready, _ in pipe.poll(PATIENCE_S if is_fed else timeout_s))
+
+    return wait
 
 
 # ---- exporter

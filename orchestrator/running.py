@@ -8,12 +8,14 @@ See also: master (which has one for each queue), pool (the policy), child.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from orchestrator.child import Child, Exit
 from orchestrator.config import PoolConfig, QueueConfig
 from orchestrator.pool import Pool, PoolPolicy
 from workers.board import EXIT_REASONS, PROCESS_WORDS, Board, Q, Slot, W, WorkerState, WorkerText
+from workers.queues.feed import open_feed
 
 
 @dataclass(slots=True)
@@ -27,6 +29,10 @@ class RunningQueue:
     is_removed: bool = False
     is_added: bool = False  # by a reload: when it is refused, the others go on
     children: dict[int, Child] = field(default_factory=dict)
+    feed: tuple[int, int] = (-1, -1)  # the pipe from its feeder to its workers
+    feeder: Child | None = None
+    feeder_s: float = 0.0
+    _slots: dict[int, Slot] = field(default_factory=dict)
 
     def show(self, board: Board) -> None:
         """The policy's view onto the board."""
@@ -34,9 +40,18 @@ class RunningQueue:
         words[Q.TARGET] = self.pool.target
         words[Q.BACKED_OFF] = self.pool.is_backed_off
 
+    def close(self) -> None:
+        """Give back the pipe of its feeder, when no child is left that the master would fork with it."""
+        for fd in self.feed:
+            if fd >= 0:
+                os.close(fd)
+        self.feed = (-1, -1)
+
     def worker_slot(self, board: Board, index: int) -> Slot:
-        """The board's slot of worker *index*."""
-        return board.worker(board.take_worker(self.slot, index))
+        """The board's slot of worker *index*: the same for ever, and looked for once, for every tick asks for all."""
+        if index not in self._slots:
+            self._slots[index] = board.worker(board.take_worker(self.slot, index))
+        return self._slots[index]
 
     def read_board(self, board: Board, now_s: float, boottime_ns: int) -> None:
         """Tell the policy what the workers say of themselves."""
@@ -107,7 +122,7 @@ def start(config: QueueConfig, pool: PoolConfig, board: Board) -> RunningQueue:
         time_limit_s=config.time_limit,
         crash_limit=config.crash_limit,
     )
-    return RunningQueue(config, slot, Pool(policy))
+    return RunningQueue(config, slot, Pool(policy), feed=open_feed())
 
 
 def oom_kills() -> int:

@@ -1,7 +1,7 @@
 """
 watch - see arrivals in a directory by inotify
 
-A worker, or a feeder, waits here for the next message. An event is a hint that there
+A feeder, or a worker without one, waits here for the next message. An event is a hint that there
 may be one, and nothing more: the watch is set before the directory is scanned, so an
 arrival between the scan and the wait is still in the kernel's queue.
 
@@ -11,13 +11,14 @@ When the directory goes away the Watcher polls from then on, by itself.
 
 Source: inotify(7); IN_MOVED_TO for a rename into the directory, IN_CREATE for a link.
 Files that are written in place are no arrivals: in incoming/ a message is complete.
-See also: workers.worker, QUEUES "who wakes whom".
+See also: workers.queues.feeder, workers.worker.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
 import select
 
 try:
@@ -30,6 +31,8 @@ from workers.system import SYSTEM, System
 
 log = logging.getLogger(__name__)
 
+EVENTS_SIZE = 65536  # read at once: a thousand names and more
+
 
 class Watcher:
     """One watched directory. Made by on(); used by one process."""
@@ -38,6 +41,8 @@ class Watcher:
         flags = inotify_simple.flags
         self.directory = directory
         self._inotify = inotify
+        self._poller = select.poll()
+        self._poller.register(inotify.fd, select.POLLIN)
         self._is_polling = False
         self._gone = flags.IGNORED | flags.DELETE_SELF | flags.MOVE_SELF | flags.UNMOUNT
 
@@ -90,6 +95,23 @@ class Watcher:
             return True
         return any(fd == self._inotify.fd for fd, _ in ready) and self._drain()
 
+    def arrivals(self, timeout_s: float) -> list[str] | None:
+        """
+        The names that have come since the last look, waited for at most *timeout_s*.
+
+        None when some were not seen (an overflow), or never will be (is_polling): look at the directory.
+        """
+        if self._is_polling:
+            return None
+        self._poller.poll(max(0, -int(-timeout_s * 1000 // 1)))
+        try:
+            events = inotify_simple.parse_events(os.read(self._inotify.fd, EVENTS_SIZE))
+        except BlockingIOError:
+            return []
+        if not self._is_whole(events):
+            return None
+        return [event.name for event in events if event.name]
+
     def close(self) -> None:
         """End the watch. Again does nothing."""
         self._inotify.close()
@@ -97,13 +119,19 @@ class Watcher:
 
     def _drain(self) -> bool:
         """Read what has happened. Everything counts, an overflow too: then events were lost, and there may be many."""
+        events = self._inotify.read(timeout=0)
+        self._is_whole(events)
+        return bool(events)
+
+    def _is_whole(self, events: list[inotify_simple.Event]) -> bool:
+        """Whether these are all events that there were; ends the watch when its directory went away."""
         happened = 0
-        for event in self._inotify.read(timeout=0):
+        for event in events:
             happened |= event.mask
         if happened & self._gone:
             log.warning("%s was moved or removed: polling", shown(self.directory))
             self.close()
-        return happened != 0
+        return not happened & (self._gone | inotify_simple.flags.Q_OVERFLOW)
 
 
 _ADVICE = {

@@ -32,7 +32,7 @@ from workers.system import System
 
 TRACED = (
     "rename", "link", "unlink", "mkdir", "rmdir", "listdir", "open", "close", "read", "write", "fstat", "lstat",
-    "fsync", "scandir", "rename_noreplace",
+    "fsync", "syncfs", "scandir", "rename_noreplace",
 )  # fmt: skip
 SETTINGS = Settings(lease_interval_s=1.0, lease_timeout_s=4.0, stale_after_s=100.0, create=True, retry_backoff_s=0.0)
 LOOKS = 5  # ceil(4 / 1) + 1

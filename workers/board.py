@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from bisect import bisect_left
 from enum import IntEnum, auto
 from pathlib import Path
 
@@ -43,6 +44,8 @@ BUCKETS_S = (
 )  # fmt: skip
 DURATION_NS_MAX = int(1e18)  # 30 years; a forged time in a name or an mtime may be anything
 BUCKETS_NS = tuple(int(bound * 1e9) for bound in BUCKETS_S)
+SUM = len(BUCKETS_NS) + 1  # of a histogram's words: the buckets, +Inf, the sum
+WORD_MAX = (1 << 63) - 1
 
 
 class Header(IntEnum):
@@ -112,7 +115,11 @@ class Q(IntEnum):
     FREE_BYTES = auto()
     FREE_INODES = auto()
     BEATS_FAILED = auto()
-    WATCH = auto()  # (worker) 1 inotify, 2 poll
+    WATCH = auto()  # (feeder) 1 inotify, 2 poll
+    FED_NS = auto()  # (feeder) CLOCK_BOOTTIME of its last sign of life
+    PEERS = auto()  # masters with a live lease, ours included
+    RANK = auto()  # the place of ours among them, in the order of their names
+    FEEDER_PID = auto()  # (master)
 
 
 class QueueState(IntEnum):
@@ -160,13 +167,13 @@ class W(IntEnum):
     RELEASED = auto()
     FENCED = auto()
     INPUT_GONE = auto()
-    BUSY_NS = auto()
     MESSAGE_SINCE_NS = auto()  # CLOCK_BOOTTIME, 0: nothing in hand
     LAST_SEEN_NS = auto()
     LAST_DONE_MS = auto()  # unix milliseconds
     CHILD_GROUP = auto()  # process group of the program run for the message, 0: none
     PROCESSING = 48  # histogram: one word a bucket, the +Inf bucket, then the sum in ns
-    WAITING = 48 + len(BUCKETS_S) + 2
+    BUSY_NS = 48 + SUM  # of the histogram before: what the handler took in all
+    WAITING = 48 + SUM + 1
 
 
 EXIT_REASONS = ("finished", "signal", "oom", "timeout", "recycle", "error")
@@ -210,13 +217,14 @@ class Slot:
 
     def set_text(self, which: int, text: str) -> None:
         """Write a text, cut at 255 bytes. Its one writer only."""
-        raw = os.fsencode(text)[: TEXT_SIZE - 1]
-        sequence = SEQUENCES + which
-        self.words[sequence] |= 1
-        start = which * TEXT_SIZE
-        self._texts[start] = len(raw)
-        self._texts[start + 1 : start + 1 + len(raw)] = raw
-        self.words[sequence] += 1
+        raw = text.encode() if text.isascii() else os.fsencode(text)
+        if len(raw) >= TEXT_SIZE:
+            raw = raw[: TEXT_SIZE - 1]
+        words, sequence, start = self.words, SEQUENCES + which, which * TEXT_SIZE
+        odd = words[sequence] | 1
+        words[sequence] = odd
+        self._texts[start : start + 1 + len(raw)] = bytes((len(raw),)) + raw
+        words[sequence] = odd + 1
 
     def text(self, which: int) -> str | None:
         """Read a text; None when its writer is in the middle of it (or died there)."""
@@ -360,11 +368,9 @@ class Board:
 
 def observe(words: memoryview[int], histogram: int, duration_ns: int) -> None:
     """Count one duration in a worker's *histogram* (W.PROCESSING or W.WAITING)."""
-    duration_ns = min(max(duration_ns, 0), DURATION_NS_MAX)
-    number = 0
-    for bound in BUCKETS_NS:
-        if duration_ns <= bound:
-            break
-        number += 1
-    words[histogram + number] += 1
-    words[histogram + len(BUCKETS_NS) + 1] += duration_ns
+    if not 0 <= duration_ns <= DURATION_NS_MAX:
+        duration_ns = 0 if duration_ns < 0 else DURATION_NS_MAX
+    words[histogram + bisect_left(BUCKETS_NS, duration_ns)] += 1
+    total_ns = words[histogram + SUM] + duration_ns
+    # A million messages that waited for three hours are more than a word holds: it begins anew, as a counter may.
+    words[histogram + SUM] = total_ns if total_ns <= WORD_MAX else duration_ns

@@ -55,6 +55,9 @@ class Called:
     meta: dict[str, object] = field(default_factory=dict)
 
 
+DONE = Called(Done(), None, "done")
+
+
 def resolve(spec: str) -> Handler:
     """
     Find the handler "package.module:name"; a class is instantiated without arguments.
@@ -63,22 +66,13 @@ def resolve(spec: str) -> Handler:
     method ``handle``. Imports the module, so: in the process that will call it, or before
     the fork by intent. Raises HandlerError with the cause attached.
     """
-    module_name, name = _split(spec)
-    _append_current_directory()
-    module = _import(spec, module_name)
-    found: object = module
-    for number, part in enumerate(name.split(".")):
-        try:
-            found = getattr(found, part)
-        except AttributeError as error:
-            where = ".".join([module_name, *name.split(".")[:number]])
-            raise HandlerError(_no_attribute(spec, module, found, where, part)) from error
+    found = look_up(spec)
     if isinstance(found, type):
         try:
             found = found()
         except (Exception, SystemExit) as error:
             raise HandlerError(
-                f"handler {spec!r}: making a {name} without arguments failed: {_described(error)}"
+                f"handler {spec!r}: making a {spec.partition(':')[2]} without arguments failed: {_described(error)}"
             ) from error
     method = found if callable(found) else getattr(found, "handle", None)
     if not callable(method):
@@ -91,6 +85,21 @@ def resolve(spec: str) -> Handler:
     return cast(Handler, method)
 
 
+def look_up(spec: str) -> object:
+    """Import the module of *spec* and find the name in it; nothing is made or called. Raises HandlerError."""
+    module_name, name = _split(spec)
+    _append_current_directory()
+    module = _import(spec, module_name)
+    found: object = module
+    for number, part in enumerate(name.split(".")):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            where = ".".join([module_name, *name.split(".")[:number]])
+            raise HandlerError(_no_attribute(spec, module, found, where, part)) from error
+    return found
+
+
 def call(handler: Handler, message: Message) -> Called:
     """Run *handler* for *message*. Blocks as long as it does; lets out no Exception and no SystemExit."""
     try:
@@ -98,7 +107,7 @@ def call(handler: Handler, message: Message) -> Called:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a handler raises is its failure, and is recorded
         return _failed(error)
     if outcome is None:
-        return Called(Done(), None, "done")
+        return DONE
     if (wrong := _wrong(outcome)) is not None:
         return Called(None, f"{wrong}.\n", _one_line(wrong))
     return Called(outcome, None, _summary(outcome))
@@ -131,9 +140,8 @@ def _append_current_directory() -> None:
 
 
 def _import(spec: str, module_name: str) -> ModuleType:
-    importlib.invalidate_caches()
     try:
-        return importlib.import_module(module_name)
+        return _import_fresh(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if missing != module_name and not module_name.startswith(missing + "."):
@@ -148,6 +156,18 @@ def _import(spec: str, module_name: str) -> ModuleType:
         ) from error
     except (Exception, SystemExit) as error:
         raise HandlerError(f"handler {spec!r}: importing {module_name} failed: {_described(error)}") from error
+
+
+def _import_fresh(module_name: str) -> ModuleType:
+    """Import it; a file that was written a moment ago counts."""
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+    # Only now, for that imports much by itself, which each worker would have memory of its own for.
+    importlib.invalidate_caches()
+    return importlib.import_module(module_name)
 
 
 def _no_attribute(spec: str, module: ModuleType, owner: object, where: str, missing: str) -> str:

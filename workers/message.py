@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from workers.queues import names
+
 READ_SIZE = 65536  # a larger buffer costs ten times as much to allocate as a small message to read
 
 
@@ -24,7 +26,7 @@ class Claim:
         name: the message's own name (no mark, no directory); surrogate-escaped text.
         path: absolute path of the claimed file.
         attempt: 1 for the first.  crashes: how often its holder died with it in hand.
-        enqueued_at: unix seconds; from the name when it is ours, else the file's mtime.
+        modified_at: unix seconds; when it was written, by the filesystem's clock (mtime).
         claimed_ns: CLOCK_BOOTTIME nanoseconds, read just before the claim.
         fd: open for reading, or -1.
         trouble: None, or why this is nothing a handler can be given (no regular file, unreadable).
@@ -34,17 +36,27 @@ class Claim:
     path: str
     attempt: int = 1
     crashes: int = 0
-    enqueued_at: float = 0.0
+    modified_at: float = 0.0
     claimed_ns: int = 0
     fd: int = -1
     size: int = 0
     claimed_at: float = 0.0  # unix seconds by the filesystem's clock (ctime of the claim)
-    file: str = ""  # the name in the owner's directory, mark included
-    full_name: str = ""  # the name as it arrived, when it had to be shortened
     token: str = ""
     lapses: int = 0  # the keeper's count of lease lapses when this was claimed
     trouble: str | None = None
+    full_name: str = ""  # the name as it arrived, when it had to be shortened
     is_forwarded: bool = False  # renamed into the next queue, and not yet made durable there
+
+    @property
+    def enqueued_at(self) -> float:
+        """Unix seconds: from the name when it is ours, else when the file was written."""
+        own = names.enqueued_at(self.name)
+        return self.modified_at if own is None else own
+
+    @property
+    def file(self) -> str:
+        """The name in the owner's directory, mark included."""
+        return self.path.rpartition("/")[2]
 
 
 @dataclass(slots=True)
@@ -92,15 +104,16 @@ class Message:
     def body(self) -> bytes:
         """The whole content. Raises OSError when the file cannot be read any more."""
         if self._body is None:
-            self._body = _read_all(self.claim)
+            claim = self.claim
+            self._body = _read_all(claim) if claim.fd >= 0 else Path(claim.path).read_bytes()
         return self._body
 
 
 def _read_all(claim: Claim) -> bytes:
-    if claim.fd < 0:
-        return Path(claim.path).read_bytes()
-    first = os.pread(claim.fd, max(READ_SIZE, 0), 0)
-    if len(first) < READ_SIZE and len(first) >= claim.size:
+    # One byte more than it was long says in one call that it has not grown.
+    wanted = claim.size + 1 if claim.size < READ_SIZE else READ_SIZE
+    first = os.pread(claim.fd, wanted, 0)
+    if claim.size <= len(first) < wanted:
         return first
     parts, offset = [first], len(first)
     while part := os.pread(claim.fd, 1 << 20, offset):

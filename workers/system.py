@@ -14,10 +14,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import hashlib
 import os
+import re
+import select
 import signal
+import sys
+import termios
 import time
 from collections.abc import Iterator
 
@@ -27,6 +32,9 @@ NETWORK_FILESYSTEMS = {
     0x7461636F: "ocfs2", 0x01161970: "gfs2", 0x19830326: "beegfs", 0xAAD7AAEA: "panfs", 0x7C7C6673: "prl_fs",
 }  # fmt: skip
 AT_FDCWD = -100
+# ext4 (and 3 and 2), xfs, btrfs: what their writing back failed at is kept for syncfs. An overlay loses it.
+SYNCED_AS_ONE = frozenset({0xEF53, 0x58465342, 0x9123683E})
+SYNCFS_SINCE = (5, 17)  # Linux; from 5.8 on an error of the data, only from 5.17 on one of the journal
 PROC_START_FIELD = 19  # of /proc/PID/stat, counted after the parenthesis that ends the command's name
 
 
@@ -70,10 +78,20 @@ class System:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), target)
 
+    # Nanoseconds since boot, suspended time included: the same for all processes of a host.
+    boottime_ns = staticmethod(functools.partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME))
+
     @staticmethod
-    def boottime_ns() -> int:
-        """Nanoseconds since boot, suspended time included (CLOCK_BOOTTIME): the same for all processes of a host."""
-        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    def unread(fd: int) -> int:
+        """Bytes that lie in pipe *fd*."""
+        return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    @staticmethod
+    def wait_writable(fd: int, timeout_s: float) -> None:
+        """Wait until pipe *fd* has room, at most *timeout_s*. Two calls."""
+        poller = select.poll()
+        poller.register(fd, select.POLLOUT)
+        poller.poll(timeout_s * 1000)
 
     def fsync_directory(self, path: str) -> None:
         """Make the names in *path* durable. Three calls."""
@@ -82,6 +100,27 @@ class System:
             self.fsync(fd)
         finally:
             self.close(fd)
+
+    @staticmethod
+    def syncfs(fd: int) -> None:
+        """Make durable all that anybody has written to the filesystem of *fd*. Raises OSError; see syncs_as_one."""
+        if _libc().syncfs(fd):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    def syncs_as_one(self, path: str) -> bool:
+        """
+        Whether syncfs() there is as good as an fsync of each file.
+
+        That is: it reports whatever failed since its descriptor was opened, and nobody forbids it.
+        """
+        if filesystem_magic(path) not in SYNCED_AS_ONE or _release() < SYNCFS_SINCE:
+            return False
+        try:
+            self.syncfs(-1)
+        except (OSError, AttributeError) as error:  # ENOSYS or EPERM of a filter; a libc without it
+            return getattr(error, "errno", None) == errno.EBADF
+        return False
 
     def network_filesystem(self, path: str) -> str | None:
         """Name the network filesystem that holds *path*, or None for a local one."""
@@ -114,6 +153,12 @@ class System:
 @functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
+
+
+def _release() -> tuple[int, ...]:
+    """The first two numbers of the kernel's release; (0,) for one that has none."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(found[1]), int(found[2])) if found else (0,)
 
 
 def filesystem_magic(path: str) -> int:
@@ -175,13 +220,11 @@ def _processes_of_session(session: int) -> Iterator[int]:
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
-        try:
-            with open(f"/proc/{entry}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue
-        if fields[0] not in (b"Z", b"X") and int(fields[3]) == session:
-            yield int(entry)
+        pid = int(entry)
+        # One call for each process of the machine; a file of /proc to open and take apart would cost forty of them.
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == session and process_state(pid) not in ("Z", "X", None):
+                yield pid
 
 
 def kill_session(session: int) -> int:
@@ -196,6 +239,16 @@ def kill_session(session: int) -> int:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
     return count
+
+
+def allow_late_timers(slack_s: float) -> None:
+    """
+    Let this thread's timers come up to *slack_s* late, so that the kernel wakes many processes at one time.
+
+    The calling thread and what it forks. Source: prctl(2), PR_SET_TIMERSLACK.
+    """
+    with contextlib.suppress(AttributeError):
+        _libc().prctl(29, ctypes.c_ulong(int(slack_s * 1e9)), 0, 0, 0)
 
 
 def die_with_parent(parent: int) -> None:

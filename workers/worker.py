@@ -29,27 +29,34 @@ from pathlib import Path
 
 from workers.board import Q, Slot, W, WorkerState, WorkerText, observe
 from workers.errors import ClaimLost, HandlerError, InputGone, OrchestratorError, QueueUnavailable
-from workers.handler import Called, Handler, call
+from workers.handler import DONE, Called, Handler, call
 from workers.message import Body, Claim, Done, Forward, Message, Reject, Retry
 from workers.queues import names
 from workers.queues.base import Consumer, Queue
 from workers.queues.open import open_queue
-from workers.system import SYSTEM, System
+from workers.system import SYSTEM, System, allow_late_timers
 
 log = logging.getLogger(__name__)
 
 WAIT_S = 1.0
 TROUBLE_S_MAX = 5.0
+BUSY = int(WorkerState.BUSY)
+LATE_S = 0.2  # how much later than a second a beat may come
+MOVED_IN_S = 1.0  # a file older than that may have been moved in, and its name is read for when
 LONG_S = 1.0  # a message held longer is named in the process title
 
+# A member of an enumeration costs as much to look up as a word to write, and these are written for each message.
+CLAIMS, PROCESS_CLAIMS, PROCESS_SETTLED = int(W.CLAIMS), int(W.PROCESS_CLAIMS), int(W.PROCESS_SETTLED)
+MESSAGE_SINCE_NS, LAST_DONE_MS, STATE = int(W.MESSAGE_SINCE_NS), int(W.LAST_DONE_MS), int(W.STATE)
+WAITING, PROCESSING = int(W.WAITING), int(W.PROCESSING)
 OUTCOME_WORDS = {
-    "done": W.DONE,
-    "forwarded": W.FORWARDED,
-    "retried": W.RETRIED,
-    "rejected": W.REJECTED,
-    "released": W.RELEASED,
-    "fenced": W.FENCED,
-    "input_gone": W.INPUT_GONE,
+    "done": int(W.DONE),
+    "forwarded": int(W.FORWARDED),
+    "retried": int(W.RETRIED),
+    "rejected": int(W.REJECTED),
+    "released": int(W.RELEASED),
+    "fenced": int(W.FENCED),
+    "input_gone": int(W.INPUT_GONE),
 }
 
 
@@ -173,49 +180,53 @@ class Worker:
     def _handle(self, slot: Slot, claim: Claim) -> None:
         words, system = slot.words, self.system
         start_ns = system.boottime_ns()
-        slot.set_text(WorkerText.MESSAGE, claim.name)
+        slot.set_text(0, claim.name)  # WorkerText.MESSAGE
         # ORDER: the counters, then "in hand": whoever finds us dead with a message finds its claim counted too.
         # See test_a_dead_worker_with_a_message_has_its_claim_counted.
-        words[W.CLAIMS] += 1
-        words[W.PROCESS_CLAIMS] += 1
-        words[W.MESSAGE_SINCE_NS] = start_ns
+        words[CLAIMS] += 1
+        words[PROCESS_CLAIMS] += 1
+        words[MESSAGE_SINCE_NS] = start_ns
         if not self.leaving.is_asked:
-            words[W.STATE] = WorkerState.BUSY
-        observe(words, W.WAITING, max(int((claim.claimed_at - claim.enqueued_at) * 1e9), 0))
+            words[STATE] = BUSY
+        waited_s = claim.claimed_at - claim.modified_at
+        if waited_s > MOVED_IN_S:
+            waited_s = claim.claimed_at - claim.enqueued_at
+        observe(words, WAITING, int(waited_s * 1e9))
+        outcome = None
         try:
-            called = self._call(slot, claim, start_ns)
-            took_ns = system.boottime_ns() - start_ns
-            words[W.BUSY_NS] += took_ns
-            observe(words, W.PROCESSING, took_ns)
+            called = self._call(claim, start_ns)
+            observe(words, PROCESSING, system.boottime_ns() - start_ns)
             outcome = self._settle(claim, called)
         finally:
-            self.queue.settled(claim)
+            if outcome is None:
+                self.queue.settled(claim)
         if outcome is not None:
             words[OUTCOME_WORDS[outcome]] += 1
-            words[W.PROCESS_SETTLED] += 1
-            if outcome in ("done", "forwarded"):
-                words[W.LAST_DONE_MS] = system.wall_ns() // 1_000_000
-        words[W.MESSAGE_SINCE_NS] = 0
-        words[W.LAST_SEEN_NS] = system.boottime_ns()
+            words[PROCESS_SETTLED] += 1
+            if outcome == "done" or outcome == "forwarded":  # noqa: PLR1714
+                words[LAST_DONE_MS] = system.wall_ns() // 1_000_000
+        words[MESSAGE_SINCE_NS] = 0
 
-    def _call(self, slot: Slot, claim: Claim, start_ns: int) -> Called:
+    def _call(self, claim: Claim, start_ns: int) -> Called:
         if claim.trouble is not None:
             return Called(outcome=Reject(claim.trouble), failure=None, summary=claim.trouble)
         deadline = None
         if self.time_limit_s is not None:
             deadline = time.monotonic() + self.time_limit_s - (self.system.boottime_ns() - start_ns) / 1e9
+        return call(self.handler, Message(claim, self.queue.url, self.consumer.index, deadline, self._on_child))
 
-        def on_child(group: int) -> None:
-            slot.words[W.CHILD_GROUP] = group
-
-        message = Message(claim, self.queue.url, self.consumer.index, deadline, on_child)
-        return call(self.handler, message)
+    def _on_child(self, group: int) -> None:
+        self.consumer.board.worker(self.consumer.worker_slot).words[W.CHILD_GROUP] = group
 
     def _settle(self, claim: Claim, called: Called) -> str | None:
         """Settle, however long the disk is full; the outcome that counts, or None when we left before."""
         while True:
             try:
-                outcome = self._settle_once(claim, called)
+                if called is DONE:
+                    self.queue.done(claim)
+                    outcome = "done"
+                else:
+                    outcome = self._settle_once(claim, called)
             except ClaimLost as error:
                 log.warning("%s: fenced: %s", self.queue.url, error)
                 return "fenced"
@@ -225,9 +236,9 @@ class Worker:
             except QueueUnavailable as error:
                 if self._wait_in_trouble(error) and self._trouble_s >= 1.0:
                     return None  # asked to leave: the keeper gives it back
-            else:
-                self._trouble_s = 0.0
-                return outcome
+                continue
+            self._trouble_s = 0.0
+            return outcome
 
     def _settle_once(self, claim: Claim, called: Called) -> str:
         queue = self.queue
@@ -285,18 +296,16 @@ class Worker:
 
     def _beat(self, slot: Slot) -> None:
         words, is_named = slot.words, False
-        pause_s = WAIT_S / 4
+        # Once a second and no oftener, and all of a host at one time: many workers that wait must cost nothing.
+        allow_late_timers(LATE_S)
         while True:
-            time.sleep(pause_s)
+            time.sleep(WAIT_S)
             if self.parent is not None and os.getppid() != self.parent:
                 if words[W.CHILD_GROUP]:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.killpg(words[W.CHILD_GROUP], signal.SIGKILL)
                 os._exit(1)
-            now_ns = self.system.boottime_ns()
-            if now_ns - words[W.LAST_SEEN_NS] < WAIT_S * 1e9:
-                continue
-            words[W.LAST_SEEN_NS] = now_ns
+            words[W.LAST_SEEN_NS] = now_ns = self.system.boottime_ns()
             since_ns = words[W.MESSAGE_SINCE_NS]
             held_s = (now_ns - since_ns) / 1e9 if since_ns else 0.0
             if self.title is not None and (is_named or held_s >= LONG_S):

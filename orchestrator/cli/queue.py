@@ -31,7 +31,7 @@ from workers.queues.names import shown
 from workers.queues.open import open_queue
 
 BATCH = 256  # messages of one put_many: one group of fsyncs
-READ_SIZE = 65536
+READ_SIZE = 1 << 20  # a file's lines then fill whole batches
 STDIN = Path("-")
 
 queue_argument = click.argument("queue")

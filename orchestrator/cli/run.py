@@ -40,6 +40,7 @@ class CommandAfterDashes(click.Command):
     "--config", "-c", "path", type=click.Path(path_type=Path), help="TOML file (orchestrator config reference)."
 )
 @click.option("--handler", metavar="MODULE:NAME", help="Called with each message.")
+@click.option("--preload", is_flag=True, help="Import the handler before the workers are forked.")
 @click.option("--shell", is_flag=True, help="Give COMMAND, one text, to /bin/sh.")
 @click.option("--workers", "-w", metavar="N", help="Worker processes per queue.  [default: usable cores]")
 @click.option("--order", type=click.Choice(["fifo", "any"]), help="Which message first.  [default: fifo]")
@@ -66,6 +67,7 @@ def run(
     path: Path | None,
     handler: str | None,
     *,
+    preload: bool,
     shell: bool,
     until_empty: bool,
     is_json: bool,
@@ -97,7 +99,7 @@ def run(
     def read() -> Config:
         return load(
             path,
-            flags={**flags, "shell": shell or None},
+            flags={**flags, "preload": preload or None, "shell": shell or None},
             environment=os.environ,
             queues=queues,
             handler=handler,

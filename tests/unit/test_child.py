@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from orchestrator.child import Child, spawn
+from orchestrator.child import Child, settle, spawn
 from orchestrator.loop import Loop
+from tests.waiting import until
+from workers.system import kill_session, start_ticks
 
 
 @pytest.fixture
@@ -70,3 +76,43 @@ def test_a_sentinel_unwatched_before_it_is_closed_is_heard_of_no_more(loop):
     for one in (sibling, again):
         one.send(signal.SIGKILL)
         ended(loop, one)
+
+
+def test_what_a_child_inherits_is_no_longer_collected(loop):
+    """A collection would write into every page that is shared. What the master makes later stays collectable."""
+    before = [[]]
+    settle()
+    later = [[]]
+
+    def collected() -> int:
+        """A bit for each of the two that a collection would look at."""
+        found = [id(one) for one in gc.get_objects()]
+        return (id(before) in found) + 2 * (id(later) in found)
+
+    try:
+        assert ended(loop, spawn(collected, "test", loop, lambda: None)).code == 0
+        assert collected() == 2
+    finally:
+        gc.unfreeze()
+
+
+def test_all_of_a_session_is_killed_and_nobody_else():
+    """Whatever process group they are in; the leader is dead and collected, its number tells the session."""
+    start = "import subprocess; print(subprocess.Popen(['sleep', '60'], process_group=0, stdout=2).pid)"
+    led = subprocess.run(
+        [sys.executable, "-c", f"import os; print(os.getpid()); {start}; {start}"],
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    session, *programs = map(int, led.stdout.split())
+    assert [os.getsid(pid) for pid in programs] == [session, session]
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        assert kill_session(session) >= 2  # who takes a moment to die is found again
+        until(lambda: all(start_ticks(pid) is None for pid in programs))
+        assert stranger.poll() is None
+        assert kill_session(session) == 0
+    finally:
+        stranger.kill()
+        stranger.wait()

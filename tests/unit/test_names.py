@@ -14,7 +14,9 @@ from workers.queues import names
 
 TOKEN = "0123456789ab" + "00002a"
 FILE_NAMES = (
-    st.binary(min_size=1, max_size=255).filter(lambda raw: b"/" not in raw and b"\0" not in raw).map(os.fsdecode)
+    st.binary(min_size=1, max_size=255)
+    .filter(lambda raw: b"/" not in raw and b"\0" not in raw and raw not in (b".", b".."))
+    .map(os.fsdecode)
 )
 
 

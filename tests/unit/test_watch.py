@@ -159,3 +159,28 @@ def test_what_is_no_directory_is_not_watched(tmp_path: Path, caplog: pytest.LogC
 def test_closing_twice_is_harmless(watcher: Watcher) -> None:
     watcher.close()
     watcher.close()
+
+
+def test_arrivals_are_handed_out_by_name(watcher: Watcher, incoming: Path) -> None:
+    for name in ("a", "b\nc", os.fsdecode(b"\xff")):
+        put(incoming, name)
+    assert watcher.arrivals(LONG_S) == ["a", "b\nc", os.fsdecode(b"\xff")]
+    assert watcher.arrivals(0) == []
+
+
+def test_arrivals_that_were_not_all_seen_are_none(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch, incoming: Path
+) -> None:
+    lost = inotify_simple.Event(-1, inotify_simple.flags.Q_OVERFLOW, 0, "")
+    really = inotify_simple.parse_events
+    monkeypatch.setattr(inotify_simple, "parse_events", lambda data: [*really(data), lost])
+    put(incoming, "a")
+    assert watcher.arrivals(LONG_S) is None
+    assert not watcher.is_polling
+
+
+def test_arrivals_of_a_directory_that_went_away_are_none_from_then_on(watcher: Watcher, incoming: Path) -> None:
+    incoming.rmdir()
+    assert watcher.arrivals(LONG_S) is None
+    assert watcher.is_polling
+    assert watcher.arrivals(LONG_S) is None

@@ -82,6 +82,7 @@ class Consumer:
         master: name of the master's lease, one for each incarnation.
         worker_slot, queue_slot: numbers on *board*.
         index: of the worker; count: workers of this queue on this host (they start apart).
+        feed, feed_writer: the ends of the pipe that its feeder fills with names; -1 where it scans for itself.
     """
 
     master: str
@@ -90,6 +91,8 @@ class Consumer:
     worker_slot: int = 0
     index: int = 0
     count: int = 1
+    feed: int = -1
+    feed_writer: int = -1
 
 
 @dataclass(frozen=True, slots=True)

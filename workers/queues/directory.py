@@ -8,6 +8,7 @@ fresh opendir and never by stat (which may be answered from a cache for half a m
 
 Raises: QueueUnavailable, QueueMissing, QueueRefused; an OSError only from the
 methods that say so.
+Long because: whether a call's error is to be believed is decided once, here, for all of them.
 Source: rename(2) and link(2), BUGS; reproduced on NFS v3 and v4.2.
 See also: SPOOL.md, spool (the verbs), lease.
 """
@@ -19,6 +20,7 @@ import errno
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from workers.errors import QueueMissing, QueueRefused, QueueUnavailable
@@ -30,6 +32,7 @@ LEASE_INTERVAL_S, LEASE_TIMEOUT_S, STALE_AFTER_S = 5.0, 60.0, 600.0
 SHORTEST_S, LONGEST_S = 0.001, 1e9
 STATE_DIRECTORIES = ("incoming", "pending", "errors", "tmp", "deferred")
 FOREIGN_DIRECTORIES = ("incoming", "pending", "errors", "tmp")  # what a filer program makes
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 UNKNOWN = frozenset({errno.ENOENT, errno.EEXIST, errno.EIO, errno.ETIMEDOUT, errno.ESTALE})
 
 
@@ -208,30 +211,38 @@ class Directory:
         try:
             self.system.rename(source, f"{target_directory}/{name}")
         except OSError as error:
-            if self.network is None:
-                if error.errno == errno.ENOENT:
-                    return False
-                raise
-            if error.errno not in UNKNOWN:
-                raise
-            if name in self.system.listdir(target_directory):
-                return True
-            if error.errno == errno.ENOENT or not self.is_listed(source):
-                return False
-            raise
+            return self.has_moved(error, source, target_directory, name)
         return True
+
+    def has_moved(self, error: OSError, source: str, target_directory: str, name: str) -> bool:
+        """Whether a rename that failed with *error* has happened all the same (see move). Raises *error*."""
+        if self.network is None:
+            if error.errno == errno.ENOENT:
+                return False
+            raise error
+        if error.errno not in UNKNOWN:
+            raise error
+        if name in self.system.listdir(target_directory):
+            return True
+        if error.errno == errno.ENOENT or not self.is_listed(source):
+            return False
+        raise error
 
     def remove(self, path: str) -> bool:
         """Unlink *path*; False when it was gone (on a network filesystem: or our own call took it). Raises OSError."""
         try:
             self.system.unlink(path)
         except OSError as error:
-            if error.errno == errno.ENOENT:
-                return False
-            if self.network is None or error.errno not in UNKNOWN or self.is_listed(path):
-                raise
-            return False
+            return self.has_removed(error, path)
         return True
+
+    def has_removed(self, error: OSError, path: str) -> bool:
+        """False when *path*, whose unlink failed with *error*, is gone (see remove). Raises *error*."""
+        if error.errno == errno.ENOENT:
+            return False
+        if self.network is None or error.errno not in UNKNOWN or self.is_listed(path):
+            raise error
+        return False
 
     def is_listed(self, path: str) -> bool:
         """Whether a fresh listing of its directory shows *path*. False when the directory is gone; raises OSError."""
@@ -241,25 +252,26 @@ class Directory:
         except FileNotFoundError:
             return False
 
+    def is_there(self, path: str) -> bool:
+        """Whether *path* exists; raises OSError when that cannot be said."""
+        if self.network is not None:
+            return self.is_listed(path)  # a stat may be answered from a cache
+        try:
+            self.system.lstat(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def unavailable(self, doing: str, path: str, error: OSError) -> QueueUnavailable:
+        """Word *error*, met while *doing* something at *path*; unknown where a network may have lost the reply."""
+        is_unknown = self.network is not None and error.errno in (errno.EIO, errno.ETIMEDOUT, errno.ESTALE)
+        return QueueUnavailable.at(doing, path, error, is_unknown=is_unknown)
+
     # ---- files
 
     def write_file(self, path: str, body: bytes, *, durable: bool) -> os.stat_result:
         """Make *path* with *body*, all of it; nothing is left when that fails. Raises OSError."""
-        fd = self.system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        try:
-            try:
-                view = memoryview(body)
-                while view:
-                    view = view[self.system.write(fd, view) :]
-                if durable:
-                    self.system.fsync(fd)
-                found = self.system.fstat(fd)
-            finally:
-                self.system.close(fd)
-        except BaseException:
-            self.forget(path)
-            raise
-        return found
+        return self._make_file(path, (body,), durable=durable)
 
     def copy_file(self, source: str, path: str, *, durable: bool) -> os.stat_result:
         """Copy the regular file *source* to the new *path*; nothing is left when that fails. Raises OSError."""
@@ -267,24 +279,27 @@ class Directory:
         try:
             if not is_regular(self.system.fstat(reader)):
                 raise OSError(errno.EINVAL, "is no regular file", source)
-            fd = self.system.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-            try:
-                try:
-                    while part := self.system.read(reader, 1 << 20):
-                        view = memoryview(part)
-                        while view:
-                            view = view[self.system.write(fd, view) :]
-                    if durable:
-                        self.system.fsync(fd)
-                    return self.system.fstat(fd)
-                finally:
-                    self.system.close(fd)
-            except BaseException:
-                self.forget(path)
-                raise
+            return self._make_file(path, iter(lambda: self.system.read(reader, 1 << 20), b""), durable=durable)
         finally:
             with contextlib.suppress(OSError):  # it was open for reading: there is nothing that could be lost
                 self.system.close(reader)
+
+    def _make_file(self, path: str, parts: Iterable[bytes], *, durable: bool) -> os.stat_result:
+        fd = self.system.open(path, CREATE, 0o666)
+        try:
+            try:
+                for part in parts:
+                    view = memoryview(part)
+                    while view:
+                        view = view[self.system.write(fd, view) :]
+                if durable:
+                    self.system.fsync(fd)
+                return self.system.fstat(fd)
+            finally:
+                self.system.close(fd)
+        except BaseException:
+            self.forget(path)
+            raise
 
     def forget(self, path: str) -> None:
         """Unlink a file of ours that nobody was promised; if that fails too, the reaper of tmp/ finds it."""

@@ -118,6 +118,7 @@ class Lease:
 
 
 OLD_LOOKS = 2  # a live master has beaten by then
+SILENT_LOOKS = 3  # and who has not beaten by then takes no messages: what it would have taken is shared out
 
 
 @dataclass(slots=True)
@@ -190,6 +191,15 @@ class Looks:
             return False
         age_ns = self._lease.filesystem_now_ns() - found.st_ctime_ns
         return age_ns > self._directory.times.stale_after_s * 1e9
+
+    def place(self) -> tuple[int, int]:
+        """How many masters have a lease that beats, ours included, and our place in the order of their names."""
+        others = [
+            master
+            for master, sight in self._sights.items()
+            if sight.number is not None and sight.unchanged < SILENT_LOOKS
+        ]
+        return len(others) + 1, sum(master < self._lease.master for master in others)
 
     def lost(self) -> list[str]:
         """The masters whose lease is lost by the full count (or was very old and did not change)."""

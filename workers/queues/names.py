@@ -166,8 +166,12 @@ def is_unique(name: str) -> bool:
 
 def enqueued_at(name: str) -> float | None:
     """Unix seconds that one of our names carries, or None."""
-    found = _OURS.match(name)
-    return int(found[1]) + int(found[2]) / 1e6 if found else None
+    # Sliced, not matched: a regular expression here would be a tenth of what a claim costs.
+    end = 10 if name[10:12] == ".M" else 11
+    digits = name[:end] + name[end + 2 : end + 8]
+    if name[end : end + 2] != ".M" or name[end + 8 : end + 9] != "P" or not (digits.isdigit() and digits.isascii()):
+        return None
+    return int(digits) / 1e6
 
 
 def check_given(name: str) -> str:
@@ -220,20 +224,25 @@ class Tokens:
     def __init__(self, system: System) -> None:
         self._system = system
         self._pid = 0
+        self._process = ""  # as a name has it
         self._random = ""
         self._counter = 0
 
-    def _turn(self) -> None:
-        pid = self._system.getpid()
-        if pid != self._pid or self._counter >= COUNTER_MAX:
-            self._pid, self._counter = pid, 0
+    def _turn(self) -> int:
+        pid, counter = self._system.getpid(), self._counter + 1
+        if pid != self._pid or counter > COUNTER_MAX:
+            self._pid, counter = pid, 1
             self._random = self._system.random_bytes(6).hex()
-        self._counter += 1
+            self._process = f"P{pid}Q"
+        self._counter = counter
+        return counter
 
     def token(self, name: str) -> str:
         """A token for *name* that nobody else can make."""
-        self._turn()
-        return f"{self._random}{self._counter:06x}{check(name)}"
+        counter = self._turn()
+        raw = name.encode() if name.isascii() else os.fsencode(name)
+        # The counter's six digits and the check's four in one go: this is done for every claim.
+        return f"{self._random}{counter << 16 | zlib.crc32(raw) & 0xFFFF:010x}"
 
     def digits(self) -> str:
         """Sixteen hex digits that nobody else can make."""
@@ -242,6 +251,6 @@ class Tokens:
 
     def name(self, host: str) -> str:
         """A fresh NAME; names of one process sort by time."""
-        self._turn()
-        seconds, rest = divmod(self._system.wall_ns(), 1_000_000_000)
-        return f"{seconds}.M{rest // 1000:06d}P{self._pid}Q{self._counter}R{self._random}.{host}"
+        counter = self._turn()
+        ns = str(self._system.wall_ns()).zfill(19)  # cut, not divided: this is done for every put
+        return f"{ns[:-9]}.M{ns[-9:-3]}{self._process}{counter}R{self._random}.{host}"

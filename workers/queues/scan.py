@@ -6,8 +6,8 @@ scan, in order, bounded in number; any takes them as the directory gives them. O
 long list every worker of a host takes its own slices first, so that workers that
 scan at the same moment do not race for the same names.
 
-The shared scan of all workers of a host (the feeder) will take this class's place
-in front of the claim; nothing else knows where names come from.
+Workers of a pool scan so only while their feeder does not feed them: see feed, whose
+Reader stands in the same place in front of the claim.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from workers.queues import names
 from workers.queues.base import Order
@@ -50,7 +50,7 @@ class Scan:
     def _fill(self) -> bool:
         with self._system.scandir(self._directory) as entries:
             if self._order == "fifo":
-                batch = heapq.nsmallest(BATCH, self._takeable(entries), key=_by_name)
+                batch = heapq.nsmallest(BATCH, self._takeable(entries), key=by_name)
             else:
                 batch = [name for name, _ in zip(self._takeable(entries), range(BATCH), strict=False)]
         self._names.extend(self._own_first(batch))
@@ -58,17 +58,8 @@ class Scan:
 
     def _takeable(self, entries: Iterator[os.DirEntry[str]]) -> Iterator[str]:
         self.odd.clear()
-        directories = set()
-        for entry in entries:
-            name = entry.name
-            if names.is_ignored(name):
-                continue
-            if not entry.is_file(follow_symlinks=False):
-                if entry.is_dir(follow_symlinks=False):
-                    directories.add(name)
-                    continue
-                self.odd.add(name)
-            yield name
+        directories: set[str] = set()
+        yield from takeable(entries, self.odd, directories)
         self.ignored = directories
 
     def _own_first(self, batch: list[str]) -> list[str]:
@@ -83,5 +74,20 @@ class Scan:
         return [name for start in range(own, len(batch), step) for name in batch[start : start + SLICE]]
 
 
-def _by_name(file: str) -> str:
+def takeable(entries: Iterable[os.DirEntry[str]], odd: set[str], directories: set[str]) -> Iterator[str]:
+    """The names that may be claimed; what is no regular file is added to *odd*, and a directory is not taken."""
+    for entry in entries:
+        name = entry.name
+        if names.is_ignored(name):
+            continue
+        if not entry.is_file(follow_symlinks=False):
+            if entry.is_dir(follow_symlinks=False):
+                directories.add(name)
+                continue
+            odd.add(name)
+        yield name
+
+
+def by_name(file: str) -> str:
+    """What fifo sorts by: Message.name, however often the message was claimed."""
     return names.parse(file).name if file[:1] == "t" else file

@@ -9,15 +9,14 @@ and is fenced (ENOENT: another has it) and never over another message.
 Raises: QueueUnavailable for disk and permission errors, ClaimLost and InputGone
 when a settle found nothing to settle, MessageExists, InvalidName, NotSupported.
 Limits: one filesystem; at least once.
-Long because: put, claim and settle share the marks, and are read together.
-Source: maildir(5) for tmp and publish; qmail INTERNALS for the state table.
-See also: SPOOL.md (the protocol), directory (the moves), lease, spool_keep (the
-keeper's side), spool_look (the operator's).
+Long because: claim and settle share the marks, and are read together.
+Source: qmail INTERNALS for the state table.
+See also: SPOOL.md (the protocol), directory (the moves), lease, spool_put (the
+producer's side), spool_keep (the keeper's), spool_look (the operator's).
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
@@ -27,20 +26,22 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from workers.board import Q, W, WorkerText
-from workers.errors import ClaimLost, InputGone, KeeperGone, MessageExists, NotSupported, QueueMissing, QueueUnavailable
+from workers.errors import ClaimLost, InputGone, KeeperGone, NotSupported, QueueMissing, QueueUnavailable
 from workers.message import Body, Claim
 from workers.queues import names, spool_look
 from workers.queues.base import Capability, Cause, Consumer, Depth, Kept, Listed, Queue, Settings, Shown, State
-from workers.queues.directory import Directory, is_regular
+from workers.queues.directory import Directory
+from workers.queues.feed import Reader
 from workers.queues.scan import Scan
 from workers.queues.spool_keep import SpoolKeeper
+from workers.queues.spool_put import Producer
 from workers.system import SYSTEM, System
 
 log = logging.getLogger(__name__)
 
-DELAY_S_MAX = 10 * 365 * 86400.0  # beyond it a due time would not have the digits that a due time has
-Written = tuple[os.stat_result, int]  # of a complete file in tmp/: fstat, and CLOCK_BOOTTIME after its last write
 LOST_MAX = 256  # races in a row: a network's cached listing, which shows what is gone, must not hold us for ever
+# A member of an enumeration costs more to look up than a word of the board to read, and these are read for each claim.
+PAUSED, BEAT_NS, LAPSES, HALF_TIMEOUT_NS = int(Q.PAUSED), int(Q.BEAT_NS), int(Q.LAPSES), int(Q.HALF_TIMEOUT_NS)
 OPEN_CLAIM = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 TROUBLES = {
     errno.ELOOP: "is a symbolic link",
@@ -66,12 +67,13 @@ class Spool(Queue):
         self.directory.open(self.settings)
         self.url = f"spool:{self.directory.path}"
         self.tokens = names.Tokens(system)
+        self.producer = Producer(self.directory, self.tokens, host)
         self._consumer: Consumer | None = None
         self._owner = ""
         self._owner_path = ""
         self._lapses = 0
-        self._in_hand: str | None = None
-        self._scan = Scan(self.directory.incoming, self.settings.order, system)
+        self._in_hand: str | None = None  # the path of the claim
+        self._scan: Scan | Reader = Scan(self.directory.incoming, self.settings.order, system)
         self._named: set[str] = set()
         self._keeper: SpoolKeeper | None = None
         self.on_close: Callable[[], None] | None = None
@@ -89,159 +91,19 @@ class Spool(Queue):
         durable: bool | None = None,
     ) -> str:
         """See Queue.put: tmp/, fsync, one rename into incoming/, fsync of incoming/."""
-        if not 0 <= delay <= DELAY_S_MAX:  # also refuses what is no number
-            raise NotSupported(f"a delay of {delay} s is not possible: give 0 to ten years, in seconds")
-        if priority is not None:
-            raise NotSupported("priority is not possible: a spool queue has none; use a queue for each priority")
-        if name is not None and delay > 0:
-            raise NotSupported("delay together with a name is not possible: two of one name could become due together")
-        if name is not None:
-            names.check_given(name)
-        temporary = self.tokens.name(self.host)
-        with self._unavailable("put a message into", self.directory.path):
-            written = self._write(temporary, body, durable=durable is not False)
-            self._publish(temporary, written, name, delay=delay, durable=durable is not False)
-        return name or temporary
+        return self.producer.put(body, name, priority, delay, durable)
 
     def put_many(self, bodies: Sequence[Body], *, durable: bool | None = None) -> list[str]:
-        """See Queue.put_many: all are written, then all are published, then one fsync of incoming/."""
-        is_durable = durable is not False
-        written: list[tuple[str, Written]] = []
-        entered: list[str] = []
-        try:
-            with self._unavailable("put messages into", self.directory.path):
-                for body in bodies:
-                    temporary = self.tokens.name(self.host)
-                    written.append((temporary, self._write(temporary, body, durable=is_durable)))
-                for temporary, complete in written:
-                    self._publish(temporary, complete, None, delay=0, durable=False)
-                    entered.append(temporary)
-                if is_durable:
-                    self._make_durable(self.directory.incoming)
-        except QueueUnavailable as error:
-            for temporary, _ in written[len(entered) :]:
-                self.directory.forget(os.path.join(self.directory.tmp, temporary))
-            error.names = tuple(entered)
-            raise
-        return entered
+        """See Queue.put_many: all are written and synced, then all are published, then one fsync of incoming/."""
+        return self.producer.put_many(bodies, durable=durable)
 
     def put_file(self, path: Path, name: str | None = None, *, durable: bool | None = None) -> str:
         """Put the file *path* by moving it: it is gone from where it was when this returns."""
-        if name is not None:
-            names.check_given(name)
-        temporary = self.tokens.name(self.host)
-        target = os.path.join(self.directory.tmp, temporary)
-        with self._unavailable("move into the queue", str(path)):
-            if not is_regular(self.system.lstat(str(path))):
-                raise OSError(errno.EINVAL, "is no regular file")
-            try:
-                self.system.rename(str(path), target)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                entered = self.put(path, name, durable=durable)
-                self.system.unlink(str(path))
-                return entered
-            try:
-                fd = self.system.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    if durable is not False:
-                        self.system.fsync(fd)
-                    written = self.system.fstat(fd), self.system.boottime_ns()
-                finally:
-                    self.system.close(fd)
-                self._publish(temporary, written, name, delay=0, durable=durable is not False, keep=True)
-            except BaseException:
-                # It is the caller's only copy: back to where it came from, unless it was published already.
-                if self._is_there(target):
-                    self.system.rename(target, str(path))
-                raise
-        return name or temporary
+        return self.producer.put_file(path, name, durable=durable)
 
-    def _write(self, temporary: str, body: Body, *, durable: bool) -> Written:
-        path = f"{self.directory.tmp}/{temporary}"
-        if isinstance(body, Path):
-            found = self.directory.copy_file(str(body), path, durable=durable)
-        else:
-            raw = body.encode("utf-8") if isinstance(body, str) else body
-            found = self.directory.write_file(path, raw, durable=durable)
-        return found, self.system.boottime_ns()
-
-    def _publish(
-        self,
-        temporary: str,
-        written: Written,
-        name: str | None,
-        *,
-        delay: float,
-        durable: bool,
-        file: str | None = None,
-        keep: bool = False,
-    ) -> None:
-        """Let the complete file *temporary* in tmp/ be seen under its final name."""
-        source = f"{self.directory.tmp}/{temporary}"
-        found, written_ns = written
-        target, final = self.directory.incoming, file or name or temporary
-        if delay > 0:
-            due = -int(-(found.st_ctime_ns / 1e9 + delay) // 1)
-            target, final = self.directory.deferred, f"{due}.{names.marked(0, 0, self.tokens.token(final), final)}"
-        try:
-            if self.system.boottime_ns() - written_ns > self.directory.times.stale_after_s * 1e9 / 2:
-                raise OSError(errno.ETIMEDOUT, "stopped for so long that the file may have been reaped")
-            if name is None:
-                if not self.directory.move(source, target, final):
-                    raise OSError(errno.ENOENT, "the directory or the file just written is gone")
-            else:
-                self._link(source, os.path.join(target, name), name)
-        except BaseException:
-            if not keep:
-                self.directory.forget(source)
-            raise
-        if durable:
-            self._make_durable(target)
-
-    def _make_durable(self, directory: str) -> None:
-        """fsync the names in *directory*; the message is there already, so a failure here is "unknown"."""
-        try:
-            self.system.fsync_directory(directory)
-        except OSError as error:
-            raise QueueUnavailable.at("make durable", directory, error, is_unknown=True) from error
-
-    def _link(self, source: str, target: str, name: str) -> None:
-        # RACE: two producers of one name. link never replaces, where rename would: exactly one of them wins.
-        # See test_a_name_that_waits_is_never_replaced.
-        try:
-            self.system.link(source, target)
-        except FileExistsError:
-            if self.directory.network is None or not self._is_one_file(source, target):
-                raise self._exists(name) from None
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            self._rename_new(source, target, name)
-            return
-        self.directory.forget(source)
-
-    def _rename_new(self, source: str, target: str, name: str) -> None:
-        """For a filesystem without hard links: the kernel's own rename that never replaces."""
-        try:
-            self.system.rename_noreplace(source, target)
-        except FileExistsError:
-            raise self._exists(name) from None
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
-                raise
-            raise NotSupported(
-                f"a name of your own is not possible: the filesystem of {self.directory.path} has neither hard links "
-                "nor a rename that never replaces"
-            ) from error
-
-    def _exists(self, name: str) -> MessageExists:
-        return MessageExists(f"a message called {names.shown(name)} is waiting in {self.directory.incoming} already")
-
-    def _is_one_file(self, source: str, target: str) -> bool:
-        ours, theirs = self.system.lstat(source), self.system.lstat(target)
-        return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+    def enter(self, body: Body, name: str) -> None:
+        """Put *body* as a message called *name*, under a mark: it never meets another of that name. Durable."""
+        self.producer.enter(body, name)
 
     # ---- claim
 
@@ -252,19 +114,20 @@ class Spool(Queue):
         self._consumer = consumer
         self._words = consumer.board.queues[consumer.queue_slot].words
         self._slot = consumer.board.worker(consumer.worker_slot)
-        self._scan = Scan(self.directory.incoming, self.settings.order, self.system, consumer.index, consumer.count)
+        scan = Scan(self.directory.incoming, self.settings.order, self.system, consumer.index, consumer.count)
+        self._scan = scan if consumer.feed < 0 else Reader(consumer.feed, self._words, scan, self.system)
 
     def claim(self) -> Claim | None:
         """See Queue.claim: one rename; ENOENT is a lost race, counted and nothing else."""
         words = self._words
-        if words[Q.PAUSED]:
+        if words[PAUSED]:
             self._scan.forget()
             return None
         # ORDER: the time of the beat, then the lapses (the keeper writes them the other way round).
         # See test_a_worker_never_misses_a_lapse.
-        beat_ns, lapses = words[Q.BEAT_NS], words[Q.LAPSES]
+        beat_ns, lapses = words[BEAT_NS], words[LAPSES]
         now_ns = self.system.boottime_ns()
-        if now_ns - beat_ns >= words[Q.HALF_TIMEOUT_NS]:
+        if now_ns - beat_ns >= words[HALF_TIMEOUT_NS]:
             if self.keeper_is_gone is not None and self.keeper_is_gone():
                 raise KeeperGone(
                     f"the keeper of {self.url} has died, so nothing may be claimed: start this worker again"
@@ -279,43 +142,45 @@ class Spool(Queue):
 
     def _claim_next(self, now_ns: int, lapses: int) -> Claim | None:
         is_sure = False  # that our own directory is there
-        incoming = self.directory.incoming
-        lost = 0
-        while lost < LOST_MAX and (file := self._scan.next()) is not None:
-            mark = names.parse(file)
-            name, full_name = mark.name, ""
-            if len(name) > 43 and len(os.fsencode(name)) > names.NAME_BYTES_MAX:
-                name, full_name = names.shortened(name, self.tokens.digits()), name
+        scan, incoming = self._scan, self.directory.incoming
+        claim = None
+        for _ in range(LOST_MAX):
+            file = scan.next()
+            if file is None:
+                break
+            attempts, crashes, name, full_name = 0, 0, file, ""
+            if file[0] == "t" or len(file) > names.NAME_BYTES_MAX or not file.isascii():
+                attempts, crashes, name, full_name = self._taken_apart(file)
             token = self.tokens.token(name)
-            target = names.marked(mark.attempts, mark.crashes, token, name)
-            if not self.directory.move(f"{incoming}/{file}", self._owner_path, target):
-                self._slot.words[W.CONFLICTS] += 1
-                lost += 1
-                if not is_sure:
+            target = f"t{attempts}c{crashes}-{token}~{name}"
+            path = f"{self._owner_path}/{target}"
+            try:
+                self.system.rename(f"{incoming}/{file}", path)
+            except OSError as error:
+                if not self.directory.has_moved(error, f"{incoming}/{file}", self._owner_path, target):
+                    self._slot.words[W.CONFLICTS] += 1
                     # RACE: we were taken for dead while stopped, and a keeper removed our directory.
                     # See test_a_worker_whose_directory_is_gone_takes_a_fresh_one.
-                    if not self._is_there(self._owner_path):
+                    if not is_sure and not self._is_there(self._owner_path):
                         self._take_owner(lapses)
                     is_sure = True
-                continue
-            claim = Claim(
-                name=name,
-                path=f"{self._owner_path}/{target}",
-                attempt=mark.attempts + 1,
-                crashes=mark.crashes,
-                claimed_ns=now_ns,
-                file=target,
-                full_name=full_name,
-                token=token,
-                lapses=lapses,
-            )
-            self._in_hand = target
-            if self._look_inside(claim, is_odd=file in self._scan.odd):
-                self._name_ignored()
-                return claim
-            self._in_hand = None
-        self._name_ignored()
-        return None
+                    continue
+            self._in_hand = path
+            claim = Claim(name, path, attempts + 1, crashes, 0.0, now_ns, -1, 0, 0.0, token, lapses)
+            if full_name:
+                claim.full_name = full_name
+            if self._look_inside(claim, is_odd=bool(scan.odd) and file in scan.odd):
+                break
+            self._in_hand = claim = None
+        if scan.ignored:
+            self._name_ignored()
+        return claim
+
+    def _taken_apart(self, file: str) -> tuple[int, int, str, str]:
+        """Attempts, crashes, the name, and the whole of it when it had to be shortened."""
+        mark = names.parse(file)
+        name = names.shortened(mark.name, self.tokens.digits())
+        return mark.attempts, mark.crashes, name, mark.name if name != mark.name else ""
 
     def _look_inside(self, claim: Claim, *, is_odd: bool) -> bool:
         """Open what was claimed, without following, blocking or trusting it; False when it was taken from us."""
@@ -326,22 +191,24 @@ class Spool(Queue):
                 claim.fd = self.system.open(claim.path, OPEN_CLAIM)
                 found = self.system.fstat(claim.fd)
         except OSError as error:
-            if error.errno not in TROUBLES:
-                self.settled(claim)  # first: what cannot be given back now is then no claim in hand, but a leftover
-            if error.errno in (errno.ENOENT, errno.ESTALE):
-                return False
-            if error.errno not in TROUBLES:
-                self._give_back(claim.file)
-                raise
-            claim.trouble = f"the file {TROUBLES[error.errno]}"
-            claim.claimed_at = claim.enqueued_at = self.system.wall_ns() / 1e9
-            return True
-        if not is_regular(found):
+            return self._cannot_look(claim, error)
+        if found.st_mode & 0o170000 != 0o100000:
             claim.trouble = "this is no regular file (a directory, fifo, socket, symbolic link or device)"
         claim.size = found.st_size
-        claim.claimed_at = found.st_ctime_ns / 1e9
-        own = names.enqueued_at(claim.name)
-        claim.enqueued_at = found.st_mtime_ns / 1e9 if own is None else own
+        claim.claimed_at, claim.modified_at = found.st_ctime, found.st_mtime
+        return True
+
+    def _cannot_look(self, claim: Claim, error: OSError) -> bool:
+        """Whether a claim that cannot be opened is one all the same, with trouble. Raises *error* when it goes back."""
+        if error.errno not in TROUBLES:
+            self.settled(claim)  # first: what cannot be given back now is then no claim in hand, but a leftover
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            return False
+        if error.errno not in TROUBLES:
+            self._give_back(claim.file)
+            raise error
+        claim.trouble = f"the file {TROUBLES[error.errno]}"
+        claim.claimed_at = claim.modified_at = self.system.wall_ns() / 1e9
         return True
 
     def _name_ignored(self) -> None:
@@ -370,28 +237,35 @@ class Spool(Queue):
         self._owner, self._owner_path, self._lapses = owner, os.path.join(self.directory.pending, owner), lapses
 
     def _is_there(self, path: str) -> bool:
-        if self.directory.network is not None:
-            return self.directory.is_listed(path)  # a stat may be answered from a cache
-        try:
-            self.system.lstat(path)
-        except FileNotFoundError:
-            return False
-        return True
+        return self.directory.is_there(path)
 
     # ---- settle
 
     def done(self, claim: Claim) -> None:
         """See Queue.done: one unlink, or one rename into done/."""
+        if self.settings.keep_done_s is not None:
+            self._keep_done(claim)
+            return
+        self._close(claim)  # first: a client of NFS renames what is unlinked while it is open, and unlinks it later
+        try:
+            self.system.unlink(claim.path)
+        except OSError as error:
+            with self._settling("finish", claim):
+                self._check_ours(claim, is_ours=self.directory.has_removed(error, claim.path))
+        else:
+            self._in_hand = None
+
+    def _keep_done(self, claim: Claim) -> None:
         with self._settling("finish", claim):
-            if self.settings.keep_done_s is not None:
-                is_ours = self.directory.move(claim.path, self.directory.done, claim.file)
-                if not is_ours and self._is_there(claim.path):
-                    raise OSError(errno.ENOENT, "done/ is gone", self.directory.done)
-            else:
-                is_ours = self.directory.remove(claim.path)
-            # ENOENT with a lease that was good all the time: the handler removed its input, or the reply was lost.
-            if not is_ours and not self._was_ours(claim):
-                raise ClaimLost(f"{names.shown(claim.name)} was given to another while it was handled here")
+            is_ours = self.directory.move(claim.path, self.directory.done, claim.file)
+            if not is_ours and self._is_there(claim.path):
+                raise OSError(errno.ENOENT, "done/ is gone", self.directory.done)
+            self._check_ours(claim, is_ours=is_ours)
+
+    def _check_ours(self, claim: Claim, *, is_ours: bool) -> None:
+        # ENOENT with a lease that was good all the time: the handler removed its input, or the reply was lost.
+        if not is_ours and not self._was_ours(claim):
+            raise ClaimLost(f"{names.shown(claim.name)} was given to another while it was handled here")
 
     def retry(self, claim: Claim, after_s: float | None = None, meta: dict[str, object] | None = None) -> bool:
         """See Queue.retry: one rename into deferred/, with the attempt counted."""
@@ -477,14 +351,6 @@ class Spool(Queue):
             queue.put_many(bodies)
         self.done(claim)
 
-    def enter(self, body: Body, name: str) -> None:
-        """Put *body* as a message called *name*, under a mark: it never meets another of that name. Durable."""
-        temporary = self.tokens.name(self.host)
-        with self._unavailable("forward a message into", self.directory.path):
-            written = self._write(temporary, body, durable=True)
-            file = names.marked(0, 0, self.tokens.token(name), name)
-            self._publish(temporary, written, None, delay=0, durable=True, file=file)
-
     def _move_claim(self, claim: Claim, directory: str, file: str) -> None:
         if self.directory.move(claim.path, directory, file):
             return
@@ -517,7 +383,7 @@ class Spool(Queue):
 
     def _empty_owner(self) -> None:
         for file in self.system.listdir(self._owner_path):
-            if file == self._in_hand or file.startswith(".nfs"):
+            if f"{self._owner_path}/{file}" == self._in_hand or file.startswith(".nfs"):
                 continue
             if names.parse(file).token:
                 self._give_back(file)
@@ -639,12 +505,10 @@ class Spool(Queue):
     # ---- errors
 
     def _unavailable(self, doing: str, path: str) -> _Worded:
-        return _Worded(doing, path, is_network=self.directory.network is not None)
+        return _Worded(self.directory, doing, path)
 
     def _settling(self, doing: str, claim: Claim) -> _Worded:
-        return _Worded(
-            doing, claim.path, is_network=self.directory.network is not None, at_end=lambda: self.settled(claim)
-        )
+        return _Worded(self.directory, doing, claim.path, at_end=lambda: self.settled(claim))
 
     def close(self) -> None:
         """See Queue.close: leaves, and ends the keeper of a queue that was opened to consume."""
@@ -656,10 +520,15 @@ class Spool(Queue):
     def settled(self, claim: Claim) -> None:
         """See Queue.settled. Again does nothing."""
         self._in_hand = None
+        self._close(claim)
+
+    def _close(self, claim: Claim) -> None:
         if claim.fd >= 0:
             fd, claim.fd = claim.fd, -1
-            with contextlib.suppress(OSError):  # it was open for reading: there is nothing that could be lost
+            try:
                 self.system.close(fd)
+            except OSError:
+                return  # it was open for reading: there is nothing that could be lost
 
 
 class _Worded:
@@ -669,8 +538,10 @@ class _Worded:
     *at_end* is called unless the block may be tried again.
     """
 
-    def __init__(self, doing: str, path: str, *, is_network: bool, at_end: Callable[[], None] | None = None) -> None:
-        self._doing, self._path, self._is_network = doing, path, is_network
+    def __init__(
+        self, directory: Directory, doing: str, path: str, *, at_end: Callable[[], None] | None = None
+    ) -> None:
+        self._directory, self._doing, self._path = directory, doing, path
         self._at_end = at_end
 
     def __enter__(self) -> None:
@@ -678,7 +549,6 @@ class _Worded:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
-            is_unknown = self._is_network and error.errno in (errno.EIO, errno.ETIMEDOUT, errno.ESTALE)
-            raise QueueUnavailable.at(self._doing, self._path, error, is_unknown=is_unknown) from error
+            raise self._directory.unavailable(self._doing, self._path, error) from error
         if self._at_end is not None and not isinstance(error, QueueUnavailable):
             self._at_end()  # settled, or lost: in either case no longer in hand

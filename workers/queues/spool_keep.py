@@ -79,6 +79,7 @@ class SpoolKeeper:
             self._release_dead_neighbours(owners, kept)
             if self._looks.is_due():
                 self._looks.look({owner.master for owner in owners.values()})
+                self._slot.words[Q.PEERS], self._slot.words[Q.RANK] = self._looks.place()
                 self._release_lost(owners, kept)
             self._move_due(kept)
             now_ns = self._system.boottime_ns()

@@ -1,0 +1,81 @@
+"""
+feeder - the process that feeds the workers of one queue with names
+
+It opens the queue and runs workers.queues.feeder until its master is gone or ends it.
+A filesystem that hangs, or goes away, holds up this process only: the board then shows
+no sign of life of it and workers scan for themselves.
+
+See also: workers.queues.feeder (what is fed, when), master (which forks one for each
+queue, and another when it dies), watch (how arrivals are seen).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+from dataclasses import dataclass
+
+from orchestrator.child import ignore
+from orchestrator.config import QueueConfig
+from orchestrator.watch import Watcher
+from workers.board import Board
+from workers.errors import OrchestratorError
+from workers.queues.feeder import TROUBLE_S_MAX, Feeder, Feeding
+from workers.queues.open import open_queue
+from workers.queues.spool import Spool
+from workers.system import SYSTEM
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a feeder is given. *feed* are the ends of its pipe, *parent* is the master."""
+
+    queue: QueueConfig
+    host: str
+    board: Board
+    slot: int
+    feed: tuple[int, int]
+    parent: int
+
+
+def feed(orders: Orders) -> int:
+    """A feeder: until its master is gone, or kills it."""
+    ignore(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+    def is_over() -> bool:
+        return os.getppid() != orders.parent
+
+    queue = _opened(orders)
+    while queue is None and not is_over():
+        SYSTEM.sleep(TROUBLE_S_MAX)
+        queue = _opened(orders)
+    if queue is not None:
+        reader, writer = orders.feed
+        directory, network = queue.directory.incoming, queue.directory.network
+        feeding = Feeding(
+            url=queue.url,
+            directory=directory,
+            order=queue.settings.order,
+            board=orders.board,
+            queue_slot=orders.slot,
+            reader=reader,
+            writer=writer,
+            watch=lambda: Watcher.on(directory),
+            is_network=network is not None,
+        )
+        Feeder(feeding, SYSTEM).run(is_over)
+    return 0
+
+
+def _opened(orders: Orders) -> Spool | None:
+    config = orders.queue
+    try:
+        queue = open_queue(config.url, settings=dataclasses.replace(config.settings(), create=False), host=orders.host)
+    except OrchestratorError as error:
+        log.warning("the feeder of queue %s waits: %s", config.name, error)
+        return None
+    return queue if isinstance(queue, Spool) else None
