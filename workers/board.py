@@ -115,7 +115,7 @@ class Q(IntEnum):
     FREE_BYTES = auto()
     FREE_INODES = auto()
     BEATS_FAILED = auto()
-    WATCH = auto()  # (feeder) 1 inotify, 2 poll
+    WATCH = auto()  # (feeder; where there is none, the workers, who all write the same) 1 inotify, 2 poll
     FED_NS = auto()  # (feeder) CLOCK_BOOTTIME of its last sign of life
     PEERS = auto()  # masters with a live lease, ours included
     RANK = auto()  # the place of ours among them, in the order of their names

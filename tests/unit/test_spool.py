@@ -978,6 +978,28 @@ def test_a_worker_whose_directory_is_gone_takes_a_fresh_one(rig):
     assert os.listdir(rig.path / "pending") == [pool.owner]
 
 
+def test_a_file_that_cannot_be_renamed_is_named_once_and_holds_up_no_other(rig, caplog):
+    """An immutable file, or another user's in a sticky directory."""
+    pool = rig.pool()
+    for name in ("a", "b", "c"):
+        pool.spool.put(b"x", name)
+
+    def refuse(call, arguments):
+        if call == "rename" and str(arguments[0]).endswith("/incoming/b"):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    pool.system.before = refuse
+    found = []
+    for _ in range(4):
+        claim = pool.spool.claim()
+        if claim is not None:
+            found.append(claim.name)
+            settle(pool, pool.spool.done, claim)
+    assert found == ["a", "c"]
+    assert caplog.text.count("cannot be claimed") == 1
+    assert rig.everything() == {"incoming": [b"x"]}
+
+
 def test_a_lost_race_is_counted_and_the_next_name_is_tried(rig):
     pool, other = rig.pool("one"), rig.pool("two")
     for name in ("a", "b"):

@@ -39,6 +39,7 @@ from workers.system import SYSTEM, System
 
 log = logging.getLogger(__name__)
 
+NAMED_MAX = 1000
 LOST_MAX = 256  # races in a row: a network's cached listing, which shows what is gone, must not hold us for ever
 # A member of an enumeration costs more to look up than a word of the board to read, and these are read for each claim.
 PAUSED, BEAT_NS, LAPSES, HALF_TIMEOUT_NS = int(Q.PAUSED), int(Q.BEAT_NS), int(Q.LAPSES), int(Q.HALF_TIMEOUT_NS)
@@ -74,7 +75,7 @@ class Spool(Queue):
         self._lapses = 0
         self._in_hand: str | None = None  # the path of the claim
         self._scan: Scan | Reader = Scan(self.directory.incoming, self.settings.order, system)
-        self._named: set[str] = set()
+        self._named: set[str] = set()  # what stays in incoming/ and was spoken of
         self._keeper: SpoolKeeper | None = None
         self.on_close: Callable[[], None] | None = None
         self.keeper_is_gone: Callable[[], bool] | None = None  # of a keeper that this process forked itself
@@ -157,6 +158,9 @@ class Spool(Queue):
             try:
                 self.system.rename(f"{incoming}/{file}", path)
             except OSError as error:
+                if error.errno == errno.EPERM:  # this file alone (immutable, or another's in a sticky directory)
+                    self._name_stuck(file, error)
+                    continue
                 if not self.directory.has_moved(error, f"{incoming}/{file}", self._owner_path, target):
                     self._slot.words[W.CONFLICTS] += 1
                     # RACE: we were taken for dead while stopped, and a keeper removed our directory.
@@ -215,6 +219,13 @@ class Spool(Queue):
         for name in self._scan.ignored - self._named:
             log.warning("%s: the directory %s stays in incoming/, it is no message", self.url, names.shown(name))
         self._named |= self._scan.ignored
+
+    def _name_stuck(self, file: str, error: OSError) -> None:
+        if file not in self._named and len(self._named) < NAMED_MAX:
+            self._named.add(file)
+            log.error(
+                "%s: %s cannot be claimed and stays in incoming/: %s", self.url, names.shown(file), error.strerror
+            )
 
     def _take_owner(self, lapses: int) -> None:
         """A directory of our own, never used before; the old one is emptied and removed first."""
