@@ -49,10 +49,16 @@ def feed(orders: Orders) -> int:
     def is_over() -> bool:
         return os.getppid() != orders.parent
 
-    queue = _opened(orders)
+    trouble = ""
+    queue = None
     while queue is None and not is_over():
-        SYSTEM.sleep(TROUBLE_S_MAX)
-        queue = _opened(orders)
+        try:
+            queue = _opened(orders)
+        except OrchestratorError as error:
+            if str(error) != trouble:
+                trouble = str(error)
+                log.warning("the feeder of queue %s waits: %s", orders.queue.name, error)
+            SYSTEM.sleep(TROUBLE_S_MAX)
     if queue is not None:
         reader, writer = orders.feed
         directory, network = queue.directory.incoming, queue.directory.network
@@ -71,11 +77,8 @@ def feed(orders: Orders) -> int:
     return 0
 
 
-def _opened(orders: Orders) -> Spool | None:
+def _opened(orders: Orders) -> Spool:
     config = orders.queue
-    try:
-        queue = open_queue(config.url, settings=dataclasses.replace(config.settings(), create=False), host=orders.host)
-    except OrchestratorError as error:
-        log.warning("the feeder of queue %s waits: %s", config.name, error)
-        return None
-    return queue if isinstance(queue, Spool) else None
+    queue = open_queue(config.url, settings=dataclasses.replace(config.settings(), create=False), host=orders.host)
+    assert isinstance(queue, Spool)  # noqa: S101 - the keeper has refused what cannot be claimed from
+    return queue

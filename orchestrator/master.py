@@ -35,7 +35,7 @@ from orchestrator.config import Config, ConfigError, QueueConfig, diff
 from orchestrator.control import ControlServer
 from orchestrator.loop import Loop
 from orchestrator.pool import Cause, Kill, Pool, Spawn, Term
-from orchestrator.preload import preload
+from orchestrator.preload import imported, preload
 from orchestrator.rundir import RunDir
 from orchestrator.running import RunningQueue
 from workers.board import Board, Header, HeaderText, MasterState, Q, QueueText
@@ -109,7 +109,6 @@ class Master:
     _was_empty: bool = False
     _ooms: int = 0
     _limits: tuple[int, int] = (0, 0)
-    _preloaded: frozenset[str] = frozenset()
 
     # ---- life
 
@@ -129,8 +128,7 @@ class Master:
     def _open(self) -> None:
         pool = self.config.pool
         # First of all: nothing is forked yet, and signals still do what the shell expects.
-        self._preloaded = frozenset(one.handler for one in self.config.queues if one.preload and one.handler)
-        preload(sorted(self._preloaded))
+        preload(sorted({one.handler for one in self.config.queues if one.preload and one.handler}))
         self._listener, warning = exporter.bind(self.config.metrics.listen, self.config.metrics.listen_is_default)
         for text in (*self.config.warnings, *([warning] if warning else [])):
             log.warning("%s", text)
@@ -177,9 +175,12 @@ class Master:
 
     def _close(self) -> None:
         services = [self._exporter, *self._ended, *(queue.feeder for queue in self.queues.values())]
-        for service in [one for one in services if one is not None]:
+        killed = [one for one in services if one is not None]
+        for service in killed:
             service.send(signal.SIGKILL)
-            self._wait_for(service, 1.0)
+        end_s = time.monotonic() + 1.0  # for all: some may hang in a filesystem
+        for service in killed:
+            self._wait_for(service, max(end_s - time.monotonic(), 0.0))
         for queue in self.queues.values():
             queue.close()
         if self._control is not None:
@@ -338,6 +339,9 @@ class Master:
     # ---- keeper and exporter
 
     def _spawn_keeper(self) -> None:
+        # What was said while no keeper lived: it is told again below, after the queue that it is about.
+        # See test_a_worker_that_dies_while_there_is_no_keeper_is_released_by_the_next_one.
+        self._unsent.clear()
         orders_reader, self._orders = os.pipe2(os.O_CLOEXEC)
         self._reports, reports_writer = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._orders, False)
@@ -593,8 +597,8 @@ class Master:
         for name in found.restart:
             log.warning("%s changed: that needs a restart", name)
         for config in (*found.added, *(config for _, config in found.changed)):
-            if config.handler in self._preloaded:
-                log.warning("queue %s: new code of %s needs a restart: it is preloaded", config.name, config.handler)
+            if config.handler and (module := imported(config.handler)):
+                log.warning("queue %s: new code of %s needs a restart: the master imported it", config.name, module)
             elif config.preload and config.handler:
                 log.warning("queue %s: preload needs a restart; until then workers import it", config.name)
         for config in found.removed:

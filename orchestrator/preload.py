@@ -5,10 +5,11 @@ Workers then share the module's memory, and a worker that replaces a dead one ha
 left to import. Only the module is imported: a handler that is a class is still made in
 each worker.
 
-Refused is what forking would break: an import that starts a thread (no child has it, and
-a lock that it holds is held there for ever) or that changes a signal handler (the master's
-own would be lost, or the module's). What cannot be seen from here is up to the module: a
-connection or a random seed that is made at import is the same one in every worker.
+Refused is an import that leaves behind what forking would break or the master cannot live
+with: a thread (no child has it, and a lock that it holds is held there for ever), a process,
+a timer, and a changed signal handler, signal mask, umask or current directory. What cannot
+be seen from here is up to the module: a connection or a random seed that is made at import
+is the same one in every worker.
 
 Once, at the start, for what is imported stays: new code needs a restart of the pool.
 
@@ -20,34 +21,106 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import psutil
 
 from workers.errors import HandlerError
 from workers.handler import look_up
 
 ENDING_S = 0.1  # a thread that was joined is in the kernel's list for a moment yet
+LATER = "Do that when the first message comes, or take preload away"
+
+_TIMERS = {
+    "ITIMER_REAL": signal.ITIMER_REAL,  # alarm() is this one too
+    "ITIMER_VIRTUAL": signal.ITIMER_VIRTUAL,
+    "ITIMER_PROF": signal.ITIMER_PROF,
+}
 
 
 def preload(handlers: Iterable[str]) -> None:
     """Import the module of each "package.module:name". Raises HandlerError for one that must not be preloaded."""
     for handler in handlers:
-        threads, signals = _threads(), _signals()
+        before = _State.now()
+        _import(handler)
+        for what in _changes(before):
+            raise HandlerError(f"handler {handler!r} cannot be preloaded: importing it {what}. {LATER}")
+
+
+def imported(handler: str) -> str | None:
+    """What this process has imported of the way to *handler*: its module, else the nearest package; None for nothing."""
+    name = handler.partition(":")[0]
+    while name and name not in sys.modules:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What an import must leave as it was. Some of it comes from who started us."""
+
+    threads: int
+    children: frozenset[int]
+    handlers: dict[str, object]
+    blocked: frozenset[str]
+    timers: frozenset[str]
+    umask: int
+    directory: str
+
+    @classmethod
+    def now(cls) -> _State:
+        umask = os.umask(0o077)
+        os.umask(umask)
+        return cls(
+            threads=_threads(),
+            children=frozenset(one.pid for one in psutil.Process().children()),
+            handlers={number.name: signal.getsignal(number) for number in signal.Signals},
+            blocked=frozenset(_signal_name(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+            timers=frozenset(name for name, which in _TIMERS.items() if any(signal.getitimer(which))),
+            umask=umask,
+            directory=os.readlink("/proc/self/cwd"),
+        )
+
+
+def _import(handler: str) -> None:
+    """Import it. A process that it forks ends where its import does."""
+    master = os.getpid()
+    try:
         look_up(handler)
-        if _has_more_threads(threads):
-            names = [one.name for one in threading.enumerate() if one is not threading.main_thread()]
-            whose = f" ({', '.join(names)})" if names else " (of a library; OMP_NUM_THREADS=1 may prevent it)"
-            raise HandlerError(
-                f"handler {handler!r} cannot be preloaded: importing it starts a thread{whose}, which no forked worker "
-                "would have. Start it when the first message comes, or take preload away"
-            )
-        changed = [name for name, found in _signals().items() if found is not signals[name]]
-        if changed:
-            raise HandlerError(
-                f"handler {handler!r} cannot be preloaded: importing it changes the handler of {', '.join(changed)}, "
-                "which the master needs. Do that when the first message comes, or take preload away"
-            )
+    except (Exception, KeyboardInterrupt):  # the latter is the person who waits
+        raise
+    except BaseException as error:
+        what = " ".join("".join(traceback.format_exception_only(error)).split())
+        raise HandlerError(f"handler {handler!r}: importing it failed: {what}") from error
+    finally:
+        if os.getpid() != master:
+            os._exit(1)  # it must not go on as a second master of this name
+
+
+def _changes(before: _State) -> Iterator[str]:
+    """Say what is not as it was."""
+    if _has_more_threads(before.threads):
+        names = [one.name for one in threading.enumerate() if one is not threading.main_thread()]
+        whose = f" ({', '.join(names)})" if names else " (of a library; OMP_NUM_THREADS=1 may prevent it)"
+        yield f"starts a thread{whose}, which no forked worker would have"
+    now = _State.now()
+    if children := now.children - before.children:
+        yield f"starts a process ({', '.join(map(str, sorted(children)))}) and leaves it to the master"
+    if changed := [name for name, found in now.handlers.items() if found is not before.handlers[name]]:
+        yield f"changes the handler of {', '.join(changed)}, which the master needs"
+    if blocked := now.blocked ^ before.blocked:
+        yield f"blocks or unblocks {', '.join(sorted(blocked))}, which the master listens for"
+    if timers := now.timers - before.timers:
+        yield f"leaves {', '.join(sorted(timers))} running, whose signal would end the master"
+    if now.umask != before.umask:
+        yield f"changes the umask from {before.umask:03o} to {now.umask:03o}, which is that of the queue's files too"
+    if now.directory != before.directory:
+        yield f"changes the current directory to {now.directory}, where no relative path means what it did"
 
 
 def _threads() -> int:
@@ -63,5 +136,5 @@ def _has_more_threads(before: int) -> bool:
     return False
 
 
-def _signals() -> dict[str, object]:
-    return {number.name: signal.getsignal(number) for number in signal.Signals}
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in signal.Signals.__members__.values() else f"signal {number}"

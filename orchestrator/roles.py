@@ -44,7 +44,6 @@ from workers.worker import Leaving, Wait, Worker, polling
 log = logging.getLogger(__name__)
 
 GRACE_S = 1.0  # for the kernel to end what was killed
-PATIENCE_S = 5.0  # at the pipe of a feeder that shows signs of life: 32 idle workers then cost a thousandth of a core
 BARRED_S = 0.5  # a worker that may not claim looks so often whether it may
 
 Kept = tuple[QueueKeeper, threading.Thread]
@@ -138,8 +137,9 @@ def _at_the_pipe(feed: int, words: memoryview[int]) -> Wait:
             return not barred.poll(min(timeout_s, BARRED_S) * 1000)
         with contextlib.suppress(FileExistsError):
             pipe.register(fd, select.EPOLLIN)
-        is_fed = SYSTEM.boottime_ns() - words[Q.FED_NS] < SILENT_NS
-        return any(ready != fd for ready, _ in pipe.poll(PATIENCE_S if is_fed else timeout_s))
+        # As long as the feeder may be silent before we scan for ourselves.
+        silent_s = (SYSTEM.boottime_ns() - words[Q.FED_NS]) / 1e9
+        return any(ready != fd for ready, _ in pipe.poll(max(SILENT_NS / 1e9 - silent_s + 0.01, timeout_s)))
 
     return wait
 
@@ -182,6 +182,8 @@ def keep(keeping: Keeping) -> int:
 
     for order in _orders(keeping.orders_fd):
         name = str(order["queue"])
+        if name not in keepers and order["do"] != "add":
+            continue  # of a queue that was removed meanwhile
         match order["do"]:
             case "add":
                 keepers[name] = _start(keeping, order, report, places)

@@ -40,7 +40,7 @@ class CommandAfterDashes(click.Command):
     "--config", "-c", "path", type=click.Path(path_type=Path), help="TOML file (orchestrator config reference)."
 )
 @click.option("--handler", metavar="MODULE:NAME", help="Called with each message.")
-@click.option("--preload", is_flag=True, help="Import the handler before the workers are forked.")
+@click.option("--preload", is_flag=True, help="Import the handler before the fork; new code then needs a restart.")
 @click.option("--shell", is_flag=True, help="Give COMMAND, one text, to /bin/sh.")
 @click.option("--workers", "-w", metavar="N", help="Worker processes per queue.  [default: usable cores]")
 @click.option("--order", type=click.Choice(["fifo", "any"]), help="Which message first.  [default: fifo]")
@@ -94,6 +94,8 @@ def run(
             "run needs Linux (inotify, /proc, parent-death signals); elsewhere messages can be put and looked at"
         )
     command: list[str] = ctx.meta["command"]
+    if preload and command:
+        raise Failed("--preload is for Python handlers, and a COMMAND has nothing to import: leave --preload out", 2)
     logs.setup(log_level, log_format)
 
     def read() -> Config:

@@ -120,3 +120,23 @@ def test_a_worker_killed_while_there_is_no_keeper_has_its_message_given_back(poo
     pools.hold.unlink()
     pool.until(lambda: pool.outcome("done") == 1)
     assert pool.end() == 0
+
+
+def test_a_worker_that_dies_while_there_is_no_keeper_is_released_by_the_next_one(pools: Pools, queue: Path) -> None:
+    """The master knows that the keeper is gone and has an order for the next one, which must be told of the queue first."""
+    pools.hold.touch()
+    drop(queue, "one", b"x")
+    pool = pools.start(str(queue), "--workers", "1", "--handler", f"{HANDLERS}:hold").ready()
+    pool.until(lambda: pools.journal() == ["holds one"])
+    worker, before = process(pool.pids[0]), pool.service(Header.KEEPER_PID)
+
+    signal_all([before], signal.SIGKILL)
+    pool.until(lambda: "the keeper was ended by SIGKILL" in pool.log)
+    signal_all([worker], signal.SIGKILL)
+
+    pool.until(lambda: len(pools.journal()) == 2)
+    pools.hold.unlink()
+    pool.until(lambda: pool.outcome("done") == 1)
+    assert pool.log.count("the keeper was ended") == 1
+    assert "Traceback" not in pool.log
+    assert pool.end() == 0

@@ -286,12 +286,21 @@ def test_a_name_that_lies_in_the_pipe_is_not_fed_again(bench, incoming) -> None:
 def test_the_packet_of_a_killed_reader_is_fed_again_after_a_second(bench, incoming) -> None:
     names = fill(incoming, 3)
     one = bench()
+    one.watch = Watch(one.clock)
     one.for_s(0.2)
     assert sorted(one.fed()) == names
     one.for_s(0.5)
     assert one.fed() == []
     one.for_s(2)
     assert sorted(one.fed()) == names
+
+
+def test_a_name_that_is_put_again_is_soon_fed_where_only_polling_sees_it(bench, incoming) -> None:
+    (name,) = fill(incoming, 1)
+    one = bench()
+    for _ in range(3):
+        one.for_s(0.5)
+        assert name in one.fed()
 
 
 def test_names_that_a_worker_forgets_are_fed_again(bench, incoming) -> None:
@@ -463,6 +472,14 @@ def test_a_packet_whose_reader_was_killed_before_it_read_wakes_another(bench, in
     assert one.packets()[:2] == [[name], ["", ""]]
 
 
+@pytest.mark.parametrize("order", ["any", "fifo"])
+def test_no_more_than_a_few_are_fed_out_of_turn(bench, order) -> None:
+    one = bench(Many(20_000), order=order, peers=2)
+    one.feeder._look(one.clock.now_ns)
+    one.feeder._begin(one.clock.now_ns + 10 * SECOND_NS)
+    assert len(list(one.feeder._pass)) == feeding.TURN_NAMES
+
+
 # ---- pause, trouble
 
 
@@ -506,6 +523,34 @@ def test_no_error_of_the_filesystem_ends_the_feeder_and_the_log_says_it_once(ben
     one.for_s(0.1)
     assert sorted(one.fed()) == names
     assert "is fed again" in caplog.text
+
+
+def test_a_directory_that_was_away_is_watched_when_it_is_back(bench, incoming) -> None:
+    one = bench()
+    one.clock.error = errno.ENOENT
+    end_ns = one.clock.now_ns + 3 * SECOND_NS
+    one.feeder.run(lambda: one.clock.now_ns > end_ns)
+    assert one.words[Q.WATCH] == 2
+    one.clock.error, one.watch = 0, Watch(one.clock)
+    one.for_s(0.1)
+    assert one.words[Q.WATCH] == 1
+
+
+def test_a_long_list_is_no_silence(bench) -> None:
+    class Slow(Many):
+        def _counted(self, entries):
+            for entry in super()._counted(entries):
+                self.now_ns += 100_000
+                yield entry
+
+    one = bench(Slow(100_000), order="fifo")
+    one.steps(1)
+    seen = set()
+    for _ in range(100_000):
+        if one.feeder._pass is None or not next(one.feeder._pass, None):
+            break
+        seen.add(one.words[Q.FED_NS])
+    assert one.clock.now_ns - max(seen) < 2 * SECOND_NS
 
 
 def test_a_directory_in_incoming_is_spoken_of_once(bench, incoming, caplog) -> None:

@@ -50,6 +50,7 @@ KNOWN_MAX = 65_536  # names remembered: more than a pipe and the hands of all wo
 LEVELS = 4  # of the hash, before what is left is fed whoever's slice it is
 TURN_NS = 5_000_000_000  # so often a few names are fed whoever's slice they are: their host may be held up
 TURN_NAMES = 1024
+ALIVE_NAMES = 8192
 OTHERS_NS = 20_000_000  # what arrived in another's slice is looked at so much later
 LOOK_NS = 20_000_000
 IDLE_NS = 1_000_000_000
@@ -109,12 +110,12 @@ class Known:
         """Names that are in the pipe from now on."""
         self._young.update(fed)
 
-    def age(self, written: int, unread: int, now_ns: int) -> bool:
-        """Forget what was read a second ago; True when something was forgotten."""
+    def age(self, written: int, unread: int, now_ns: int, known_ns: int = KNOWN_NS) -> bool:
+        """Forget what was read *known_ns* ago; True when something was forgotten."""
         if self._old and not self._read_ns and written - unread >= self._old_end:
             self._read_ns = now_ns
         has_forgotten = bool(self._read_ns) and (
-            now_ns - self._read_ns >= KNOWN_NS or len(self._young) >= KNOWN_MAX // 2
+            now_ns - self._read_ns >= known_ns or len(self._young) >= KNOWN_MAX // 2
         )
         if has_forgotten:
             self._old = set()
@@ -145,7 +146,7 @@ class Feeder:
         # The pass
         self._pass_at_ns = 0  # when the next one begins
         self._began_ns = 0
-        self._found, self._others = 0, 0
+        self._found, self._others, self._turned = 0, 0, 0
         self._is_cut = False
         self._level = 0
         self._turn_ns = system.boottime_ns()
@@ -251,7 +252,9 @@ class Feeder:
             self._mean_ns, self._rate = max(self._mean_ns, in_hand_ns / self._workers), 0.0
         self._looked_ns = now_ns
         unread = self._system.unread(self._feeding.reader)
-        if self._known.age(self._written, unread, now_ns):
+        # Polling, nothing says that a known name was put again. (A network's listing may be old: there it is waited.)
+        is_seen = self._watch is not None or self._feeding.is_network
+        if self._known.age(self._written, unread, now_ns, KNOWN_NS if is_seen else int(LONGEST_S * 1e9)):
             self._pass_at_ns = min(self._pass_at_ns, now_ns)
         if not (unread and idle) or fresh > 0:
             self._stranded_ns = 0
@@ -276,7 +279,7 @@ class Feeder:
             self._watch.arrivals(0)  # the pass will see these
         if self._peers > 1 and now_ns - self._turn_ns >= TURN_NS:
             self._turn_ns, self._level = now_ns, LEVELS
-        self._began_ns, self._found, self._others, self._is_cut = now_ns, 0, 0, False
+        self._began_ns, self._found, self._others, self._turned, self._is_cut = now_ns, 0, 0, 0, False
         self._odd.clear()
         self._pass = self._listed()
 
@@ -285,7 +288,7 @@ class Feeder:
         self._directories = set()
         with self._system.scandir(self._feeding.directory) as entries:
             found = takeable(entries, self._odd, self._directories)
-            fresh = (name for name in found if name not in self._known)
+            fresh = (name for name in self._alive(found) if name not in self._known)
             ours = fresh if self._peers == 1 else filter(self._is_ours, fresh)
             if self._feeding.order == "any":
                 yield from ours
@@ -295,10 +298,18 @@ class Feeder:
         while kept:
             yield kept.pop()
 
+    def _alive(self, found: Iterator[str]) -> Iterator[str]:
+        """*found*, with a sign of life now and then: a long list is no silence."""
+        for number, name in enumerate(found):
+            if number % ALIVE_NAMES == 0:
+                self._words[Q.FED_NS] = self._system.boottime_ns()
+            yield name
+
     def _is_ours(self, name: str) -> bool:
         """Whether the hash gives us *name*: its first digit on level 0, its second one of what others left on 1 ..."""
         if self._level >= LEVELS:
-            return self._found < TURN_NAMES
+            self._turned += 1
+            return self._turned <= TURN_NAMES
         if zlib.crc32(os.fsencode(name)) // self._peers**self._level % self._peers == self._rank:
             return True
         self._others += 1
@@ -319,6 +330,9 @@ class Feeder:
         if self._trouble_s:
             log.warning("%s: is fed again", self._feeding.url)
             self._trouble_s = 0.0
+            if self._watch is None:  # the directory was away when it was to be watched
+                self._has_watch, self._pass_at_ns = None, now_ns
+                return
         for name in self._directories - self._named:
             log.warning(
                 "%s: the directory %s stays in incoming/, it is no message", self._feeding.url, names.shown(name)
