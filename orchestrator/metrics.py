@@ -130,6 +130,7 @@ def _of_queues(queues: list[QueueReading]) -> Iterator[Metric]:
         "1 for the way arrivals are noticed.",
         by_state("mode", lambda queue: {mode: float(queue.watch == mode) for mode in ("inotify", "poll")}),
     )
+    yield from _of_feeders(queues)
     yield _gauge(
         "orchestrator_queue_last_done_timestamp_seconds",
         "When a message was last done, unix time; 0 for never.",
@@ -144,6 +145,25 @@ def _of_queues(queues: list[QueueReading]) -> Iterator[Metric]:
         "orchestrator_filesystem_free_inodes",
         "Free inodes on the filesystem that holds the queue.",
         rows(lambda queue: queue.free_inodes),
+    )
+
+
+def _of_feeders(queues: list[QueueReading]) -> Iterator[Metric]:
+    feeders = [({"queue": queue.name}, queue.feeder) for queue in queues if queue.feeder is not None]
+    yield _gauge(
+        "orchestrator_queue_feeder_info",
+        "1 for the process that finds the messages; none where there is no feeder.",
+        (({**labels, "pid": str(feeder.pid)}, 1.0) for labels, feeder in feeders),
+    )
+    yield _gauge(
+        "orchestrator_queue_feeder_last_seen_age_seconds",
+        "Time since the feeder's last sign of life; the workers scan for themselves from 2.5 s on.",
+        ((labels, feeder.last_seen_age_s) for labels, feeder in feeders),
+    )
+    yield _counter(
+        "orchestrator_queue_feeder_cpu_seconds_total",
+        "User and system time of the feeder's process; one that takes its place starts at 0.",
+        ((labels, feeder.cpu_s) for labels, feeder in feeders),
     )
 
 

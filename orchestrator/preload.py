@@ -19,6 +19,7 @@ See also: handler (look_up), child (gc.freeze), OPERATIONS.md "Preloading".
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -27,8 +28,6 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-
-import psutil
 
 from workers.errors import HandlerError
 from workers.handler import look_up
@@ -48,12 +47,12 @@ def preload(handlers: Iterable[str]) -> None:
     for handler in handlers:
         before = _State.now()
         _import(handler)
-        for what in _changes(before):
+        if (what := next(_changes(before), None)) is not None:
             raise HandlerError(f"handler {handler!r} cannot be preloaded: importing it {what}. {LATER}")
 
 
 def imported(handler: str) -> str | None:
-    """What this process has imported of the way to *handler*: its module, else the nearest package; None for nothing."""
+    """The module of *handler*, else the nearest package above it, that this process has imported; None for neither."""
     name = handler.partition(":")[0]
     while name and name not in sys.modules:
         name = name.rpartition(".")[0]
@@ -65,7 +64,7 @@ class _State:
     """What an import must leave as it was. Some of it comes from who started us."""
 
     threads: int
-    children: frozenset[int]
+    children: frozenset[str]
     handlers: dict[str, object]
     blocked: frozenset[str]
     timers: frozenset[str]
@@ -78,7 +77,7 @@ class _State:
         os.umask(umask)
         return cls(
             threads=_threads(),
-            children=frozenset(one.pid for one in psutil.Process().children()),
+            children=_children(),
             handlers={number.name: signal.getsignal(number) for number in signal.Signals},
             blocked=frozenset(_signal_name(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())),
             timers=frozenset(name for name, which in _TIMERS.items() if any(signal.getitimer(which))),
@@ -110,7 +109,7 @@ def _changes(before: _State) -> Iterator[str]:
         yield f"starts a thread{whose}, which no forked worker would have"
     now = _State.now()
     if children := now.children - before.children:
-        yield f"starts a process ({', '.join(map(str, sorted(children)))}) and leaves it to the master"
+        yield f"starts a process ({', '.join(sorted(children))}) and leaves it to the master"
     if changed := [name for name, found in now.handlers.items() if found is not before.handlers[name]]:
         yield f"changes the handler of {', '.join(changed)}, which the master needs"
     if blocked := now.blocked ^ before.blocked:
@@ -136,5 +135,17 @@ def _has_more_threads(before: int) -> bool:
     return False
 
 
+def _children() -> frozenset[str]:
+    """Our children, the ended ones too; none where the kernel does not list them."""
+    found: set[str] = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
+            found.update(file.read().split())
+    return frozenset(found)
+
+
 def _signal_name(number: int) -> str:
-    return signal.Signals(number).name if number in signal.Signals.__members__.values() else f"signal {number}"
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # of those for real time only the first and the last have a name
+        return f"signal {number}"

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from orchestrator.usage import Usage, UsageReader
+from orchestrator.usage import TICK_NS, Usage, UsageReader
 from workers.board import (
     BUCKETS_S,
     EXIT_REASONS,
@@ -30,6 +30,7 @@ from workers.board import (
     WorkerState,
     WorkerText,
 )
+from workers.queues.feed import SILENT_NS
 from workers.queues.names import shown
 from workers.system import SYSTEM, System
 
@@ -80,6 +81,20 @@ class WorkerReading:
 
 
 @dataclass(frozen=True, slots=True)
+class FeederReading:
+    """A queue's feeder. Who never gave a sign of life is silent since it was started."""
+
+    pid: int
+    last_seen_age_s: float
+    cpu_s: float
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the workers scan for themselves meanwhile."""
+        return self.last_seen_age_s >= SILENT_NS / 1e9
+
+
+@dataclass(frozen=True, slots=True)
 class QueueReading:
     """One queue's slot and the workers of it. *reaped* is keyed by (kind, reason)."""
 
@@ -99,12 +114,20 @@ class QueueReading:
     free_bytes: int
     free_inodes: int
     watch: str
+    feeder: FeederReading | None
     workers: list[WorkerReading] = field(default_factory=list)
 
     @property
     def worker_states(self) -> dict[str, int]:
         """How many workers are in each of WORKER_STATES; a slot without a process is in none."""
         return {state: sum(worker.state == state for worker in self.workers) for state in WORKER_STATES}
+
+    @property
+    def arrivals(self) -> str:
+        """How new messages are noticed now, for a person."""
+        if self.feeder is not None and self.feeder.is_silent:
+            return f"workers scan (feeder silent for {self.feeder.last_seen_age_s:.0f} s)"
+        return self.watch
 
 
 class BoardReader:
@@ -186,8 +209,16 @@ class BoardReader:
             free_bytes=count(words[Q.FREE_BYTES]),
             free_inodes=count(words[Q.FREE_INODES]),
             watch={1: "inotify", 2: "poll"}.get(words[Q.WATCH], ""),
+            feeder=self._feeder(words),
             workers=[workers[index] for index in sorted(workers)],
         )
+
+    def _feeder(self, words: memoryview[int]) -> FeederReading | None:
+        pid = count(words[Q.FEEDER_PID])
+        if not pid:
+            return None
+        seen_ns = words[Q.FED_NS] or (self._system.start_ticks(pid) or 0) * TICK_NS
+        return FeederReading(pid, age_s(self._system.boottime_ns(), seen_ns), self._usage.of_process(pid))
 
 
 def count(word: int) -> int:

@@ -11,6 +11,7 @@ See also: reading, exporter, workers/board.py.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from orchestrator.reading import (
@@ -140,6 +141,8 @@ def _queue_dict(queue: QueueReading) -> dict[str, object]:
         "free_bytes": queue.free_bytes,
         "free_inodes": queue.free_inodes,
         "watch": queue.watch,
+        "arrivals": queue.arrivals,
+        "feeder": None if queue.feeder is None else dataclasses.asdict(queue.feeder),
         "last_done_at": max((worker.last_done_s for worker in queue.workers), default=0.0),
         "workers": [
             {

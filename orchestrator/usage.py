@@ -25,7 +25,7 @@ PSS_INTERVAL_NS = 10_000_000_000
 PID_MAX = (1 << 31) - 1  # of the kernel's pid_t; more is no pid
 
 _STAT_FIELDS = (11, 12, 21)  # utime, stime, rss of /proc/PID/stat, counted after the parenthesis that ends the name
-_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -63,6 +63,10 @@ class UsageReader:
             self._cpu_ns[slot] = cpu_ns
         return Usage(cpu_ns / 1e9, resident, proportional)
 
+    def of_process(self, pid: int) -> float:
+        """CPU seconds of process *pid*, 0.0 when it is gone: another in its place starts from there."""
+        return self._live(pid, 0)[0] / 1e9
+
     def _live(self, pid: int, start: int) -> tuple[int, int]:
         """CPU nanoseconds and resident bytes; 0 when *pid* is not the process that started at *start*."""
         if not 0 < pid <= PID_MAX:
@@ -77,7 +81,7 @@ class UsageReader:
         except OSError:
             return 0, 0
         user, system, resident = (int(fields[number]) for number in _STAT_FIELDS)
-        return (user + system) * _TICK_NS, resident * _PAGE_BYTES
+        return (user + system) * TICK_NS, resident * _PAGE_BYTES
 
     def _proportional(self, slot: int, pid: int, start: int) -> int:
         now_ns = self._system.boottime_ns()

@@ -221,7 +221,8 @@ def _title(queue: dict[str, object]) -> str:
     notes = [str(queue["state"])]
     notes += [word for key, word in (("paused", "paused"), ("backed_off", "backed off")) if queue[key]]
     notes += [str(queue["reason"])] if queue["reason"] else []
-    return f"queue {queue['name']}: {', '.join(notes)}; {counts}"
+    arrivals = f"; arrivals: {queue['arrivals']}" if queue["arrivals"] else ""
+    return f"queue {queue['name']}: {', '.join(notes)}; {counts}{arrivals}"
 
 
 def _rows(value: object) -> list[dict[str, object]]:

@@ -30,7 +30,7 @@ from workers.queues.base import Queue, Settings, Shown, State
 from workers.queues.names import shown
 from workers.queues.open import open_queue
 
-BATCH = 256  # messages of one put_many: one group of fsyncs
+BATCH = 256  # messages of one put_many, which syncs them together
 READ_SIZE = 1 << 20  # a file's lines then fill whole batches
 STDIN = Path("-")
 

@@ -59,7 +59,9 @@ def test_workers_scan_for_themselves_while_the_feeder_hangs(pools: Pools, queue:
     for number in range(20):
         drop(queue, f"m{number}")
     pool.until(lambda: pool.outcome("done") == 20, 10)
+    pool.until(lambda: "workers scan (feeder silent for " in pool.queues["queue"]["arrivals"])
     os.kill(one, signal.SIGCONT)
+    pool.until(lambda: "silent" not in pool.queues["queue"]["arrivals"])
     drop(queue, "again")
     pool.until(lambda: pool.outcome("done") == 21)
     assert pool.end() == 0

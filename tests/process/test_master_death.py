@@ -123,7 +123,7 @@ def test_a_worker_killed_while_there_is_no_keeper_has_its_message_given_back(poo
 
 
 def test_a_worker_that_dies_while_there_is_no_keeper_is_released_by_the_next_one(pools: Pools, queue: Path) -> None:
-    """The master knows that the keeper is gone and has an order for the next one, which must be told of the queue first."""
+    """The order waits for the next keeper, which must be told of the queue first."""
     pools.hold.touch()
     drop(queue, "one", b"x")
     pool = pools.start(str(queue), "--workers", "1", "--handler", f"{HANDLERS}:hold").ready()

@@ -26,6 +26,8 @@ class Handler:
         write(f"{IMPORTED_IN} {self.made_in} {os.getpid()} {gc.get_freeze_count() > 0}")
 """
 
+FORK = "import os\nif child := os.fork():\n    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)\n"
+
 # What an import must not do for the module to be preloaded, and what is said of it.
 REFUSED = {
     "a thread": (
@@ -36,6 +38,21 @@ REFUSED = {
         "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)",
         "importing it changes the handler of SIGUSR1",
     ),
+    "a blocked signal": (
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})",
+        "importing it blocks or unblocks SIGINT, SIGTERM",
+    ),
+    "a timer": ("import signal\nsignal.setitimer(signal.ITIMER_REAL, 60)", "importing it leaves ITIMER_REAL running"),
+    "a program": (
+        "import subprocess\nprogram = subprocess.Popen(['/bin/cat'], stdin=subprocess.PIPE)",
+        "importing it starts a process (",
+    ),
+    # It waits for the child: were that a second master, for ever.
+    "a fork": (FORK, "importing it starts a process ("),
+    "a fork that fails": (FORK + "else:\n    raise RuntimeError", "importing it starts a process ("),
+    "an umask": ("import os\nos.umask(0o007)", "importing it changes the umask from "),
+    "a directory": ("import os\nos.chdir('/')", "importing it changes the current directory to /, "),
+    "no exception": ("class Odd(BaseException): ...\nraise Odd('hm')", "importing it failed: mine.Odd: hm"),
     "an error": ("import nowhere_to_be_found", "needs nowhere_to_be_found, which is not installed"),
 }
 
@@ -79,6 +96,19 @@ def test_an_import_that_no_fork_survives_is_no_preload(
     assert "Traceback" not in pool.log
 
 
+def test_a_program_that_has_ended_is_no_hindrance(pools: Pools, queue: Path, environment: dict[str, str]) -> None:
+    (pools.place / "mine.py").write_text("import subprocess\nsubprocess.run(['true'], check=True)\n" + MODULE)
+    pool = pools.start(str(queue), "--handler", "mine:Handler", "-w", "1", "--preload", environment=environment)
+    pool.ready()
+    assert pool.end() == 0
+
+
+def test_a_command_has_nothing_to_preload(pools: Pools, queue: Path) -> None:
+    pool = pools.start(str(queue), "--preload", "--", "true")
+    assert pool.wait() == 2
+    assert "--preload is for Python handlers" in pool.log
+
+
 def test_a_thread_that_has_ended_is_no_hindrance(pools: Pools, queue: Path, environment: dict[str, str]) -> None:
     source = "import threading\none = threading.Thread(target=int)\none.start()\none.join()\n"
     (pools.place / "mine.py").write_text(source + MODULE)
@@ -87,25 +117,25 @@ def test_a_thread_that_has_ended_is_no_hindrance(pools: Pools, queue: Path, envi
     assert pool.end() == 0
 
 
-def test_reload_says_when_a_preloaded_handler_needs_a_restart(
-    pools: Pools, queue: Path, environment: dict[str, str]
-) -> None:
-    """What was preloaded stays what it was, also when preload is taken away; what was not is imported by workers."""
-    file, other = pools.place / "pool.toml", pools.place / "other"
+def test_reload_says_when_new_code_needs_a_restart(pools: Pools, queue: Path, environment: dict[str, str]) -> None:
+    """What the master imported stays what it was, whichever queue asked for it; workers import the rest."""
+    file = pools.place / "pool.toml"
+    (pools.place / "other.py").write_text(MODULE)
 
-    def write(first: str, second: str) -> None:
-        tables = [(queue, "mine:Handler", first), (other, "tests.process.handlers:note", second)]
+    def write(**handlers: tuple[str, str]) -> None:
         file.write_text(
             "".join(
-                f'[[queue]]\nurl = "{url}"\nhandler = "{handler}"\nworkers = 1\npreload = {preload}\n'
-                for url, handler, preload in tables
+                f'[[queue]]\nname = "{name}"\nurl = "{queue}-{name}"\nhandler = "{handler}"\nworkers = 1\n'
+                f"preload = {preload}\n"
+                for name, (handler, preload) in handlers.items()
             )
         )
 
-    write("true", "false")
+    write(first=("mine:Handler", "true"), same=("mine:write", "false"), other=("other:Handler", "false"))
     pool = pools.start("--config", str(file), environment=environment).ready()
-    write("false", "true")
+    write(first=("mine:Handler", "false"), same=("mine:Handler", "false"), other=("other:Handler", "true"))
     pool.send(signal.SIGHUP)
-    pool.until(lambda: "reloaded: 0 added, 0 removed, 2 changed" in pool.log)
-    assert "queue queue: new code of mine:Handler needs a restart: it is preloaded" in pool.log
+    pool.until(lambda: "reloaded: 0 added, 0 removed, 3 changed" in pool.log)
+    assert "queue first: new code of mine needs a restart: the master imported it" in pool.log
+    assert "queue same: new code of mine needs a restart: the master imported it" in pool.log
     assert "queue other: preload needs a restart; until then workers import it" in pool.log

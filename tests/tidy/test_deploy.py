@@ -8,6 +8,7 @@ with what the exporter serves.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import stat
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.metrics import registry
-from workers.board import Board
+from workers.board import Board, Q
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -84,7 +85,9 @@ def test_alerts_fire_when_they_should_and_only_then() -> None:
 
 def test_alerts_use_only_metrics_and_labels_that_the_exporter_serves() -> None:
     board = Board.create()
-    board.take_worker(board.take_queue("q", "spool:/tmp/q"), 0)
+    number = board.take_queue("q", "spool:/tmp/q")
+    board.take_worker(number, 0)
+    board.queues[number].words[Q.FEEDER_PID] = os.getpid()
     served: dict[str, set[str]] = {}
     for family in registry(board).collect():
         for sample in family.samples:

@@ -23,7 +23,7 @@ from click.testing import CliRunner, Result
 from orchestrator import cli as cli_package
 from orchestrator import control, rundir
 from orchestrator.cli import COMMANDS, Entry, cli
-from workers.board import Board, Header, HeaderText
+from workers.board import Board, Header, HeaderText, Q
 from workers.errors import QueueUnavailable
 from workers.queues.open import open_queue
 from workers.queues.spool import Spool
@@ -34,7 +34,7 @@ MASTER = """
 import os, signal, sys
 from pathlib import Path
 from orchestrator.rundir import RunDir
-from workers.board import Board, Header, HeaderText
+from workers.board import Board, Header, HeaderText, Q
 from workers.system import start_ticks
 
 runs = [RunDir.acquire(Path(sys.argv[1]), name) for name in sys.argv[2:]]
@@ -454,9 +454,10 @@ def test_status_shows_queues_and_workers_and_no_markup_of_a_name(tmp_path: Path)
         number = board.take_queue("[bold]in", "spool:/in")
         worker = board.worker(board.take_worker(number, 0))
         worker.set_text(0, "[red]report\x1b[2J.csv")
+        board.queues[number].words[Q.WATCH] = 2
         text = ran("status", "--run-dir", str(tmp_path)).stdout
         assert "queue [bold]in: " in text
-        assert "0 waiting, 0 claimed, 0 deferred, 0 errors" in text
+        assert "0 waiting, 0 claimed, 0 deferred, 0 errors; arrivals: poll" in text
         assert "\x1b" not in text
 
 

@@ -70,6 +70,9 @@ EXPECTED = {
     "orchestrator_reaped_total": ("counter", {"queue", "kind", "reason"}),
     "orchestrator_queue_paused": ("gauge", {"queue"}),
     "orchestrator_queue_watch_info": ("gauge", {"queue", "mode"}),
+    "orchestrator_queue_feeder_info": ("gauge", {"queue", "pid"}),
+    "orchestrator_queue_feeder_last_seen_age_seconds": ("gauge", {"queue"}),
+    "orchestrator_queue_feeder_cpu_seconds_total": ("counter", {"queue"}),
     "orchestrator_queue_last_done_timestamp_seconds": ("gauge", {"queue"}),
     "orchestrator_config_last_reload_successful": ("gauge", set()),
     "orchestrator_config_last_reload_success_timestamp_seconds": ("gauge", set()),
@@ -150,6 +153,7 @@ def overwrite(board: Board, noise: bytes, start: int = 0) -> None:
 
 def test_every_metric_is_there_with_its_type_and_labels(board: Board) -> None:
     run_worker(board, 0)
+    board.queues[0].words[Q.FEEDER_PID] = os.getpid()
     families = {family.name: family for family in parse_text(generate_latest(registry(board)).decode())}
     found = {}
     for family in families.values():
@@ -254,6 +258,39 @@ def test_words_become_numbers_in_base_units(board: Board, clock: Clock) -> None:
     assert value(found, "orchestrator_filesystem_free_inodes", queue="mail") == 1000
     assert value(found, "orchestrator_config_last_reload_successful") == 1
     assert value(found, "orchestrator_config_last_reload_success_timestamp_seconds") == 1_699_990_000
+
+
+def test_a_feeder_is_a_process_with_its_age_and_its_absence_is_no_series(board: Board, clock: Clock) -> None:
+    words = board.queues[0].words
+    assert not [name for name, _ in samples(board, BoardReader(board, clock)) if "feeder" in name]
+    words[Q.FEEDER_PID], words[Q.FED_NS] = os.getpid(), clock.now_ns - 7 * SECOND
+    found = samples(board, BoardReader(board, clock))
+    assert value(found, "orchestrator_queue_feeder_info", queue="mail", pid=str(os.getpid())) == 1
+    assert value(found, "orchestrator_queue_feeder_last_seen_age_seconds", queue="mail") == 7
+    assert value(found, "orchestrator_queue_feeder_cpu_seconds_total", queue="mail") > 0
+    assert {dict(labels)["queue"] for name, labels in found if "feeder" in name} == {"mail"}
+
+
+def test_a_feeder_that_never_gave_a_sign_of_life_is_silent_since_its_start(board: Board) -> None:
+    board.queues[0].words[Q.FEEDER_PID] = 1
+    (age,) = [
+        age for (name, _), age in samples(board).items() if name == "orchestrator_queue_feeder_last_seen_age_seconds"
+    ]
+    assert age > 1
+
+
+@pytest.mark.parametrize(
+    ("silent_s", "arrivals"), [(1, "inotify"), (12, "workers scan (feeder silent for 12 s)"), (None, "inotify")]
+)
+def test_status_says_how_arrivals_are_noticed(board: Board, clock: Clock, silent_s: int | None, arrivals: str) -> None:
+    words = board.queues[0].words
+    words[Q.WATCH] = 1
+    if silent_s is not None:
+        words[Q.FEEDER_PID], words[Q.FED_NS] = 1 << 30, clock.now_ns - silent_s * SECOND
+    (queue, other) = json.loads(json.dumps(snapshot(board, system=clock)))["queues"]
+    assert queue["arrivals"] == arrivals
+    expected = None if silent_s is None else {"pid": 1 << 30, "last_seen_age_s": silent_s, "cpu_s": 0}
+    assert (queue["feeder"], other["feeder"], other["arrivals"]) == (expected, None, "")
 
 
 def test_histogram_sums_the_workers_of_its_queue_only(board: Board) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from tests.rig import Pool, fail_each
-from workers.errors import QueueUnavailable
+from tests.rig import Pool, Rig, World, fail_each
+from workers.errors import MessageExists, NotSupported, QueueUnavailable
 from workers.queues import spool_put
 from workers.queues.names import is_ours
 from workers.queues.open import open_queue
@@ -108,10 +110,20 @@ def test_a_bad_body_late_in_a_large_batch_leaves_the_groups_before_it_and_says_s
     assert rig.files("tmp") == []
 
 
-def test_a_body_of_a_wrong_kind_leaves_nothing_of_its_batch(rig):
-    with pytest.raises(TypeError):
-        rig.spool().put_many([b"x", 5])
+@pytest.mark.parametrize("bad", [5, None, "lone \udcff", Path("null\0byte"), Path("\ud800")], ids=ascii)
+def test_a_body_of_a_wrong_kind_leaves_nothing_of_its_batch(rig, monkeypatch, bad):
+    """However late it comes: its error has no place for the names of the groups before it."""
+    monkeypatch.setattr(spool_put, "GROUP", BATCH_MIN)
+    with pytest.raises((TypeError, ValueError)):
+        rig.spool().put_many([*BATCH, b"x", bad])
     assert rig.everything() == {}
+
+
+def test_a_batch_takes_bytes_text_and_paths(rig, tmp_path):
+    (tmp_path / "file").write_bytes(b"of a file")
+    names = rig.spool().put_many([b"bytes", "text \u00e4", tmp_path / "file", bytearray(b"array")])
+    bodies = [(rig.path / "incoming" / name).read_bytes() for name in names]
+    assert bodies == [b"bytes", "text \u00e4".encode(), b"of a file", b"array"]
 
 
 # ---- every call failed once
@@ -176,6 +188,319 @@ def test_a_producer_killed_at_any_call_leaves_whole_messages_and_files_of_tmp_on
             break
     else:
         pytest.fail("never got through")
+
+
+# ---- an error in the middle of a batch
+
+
+def _failing_at_rename(spool: Spool, number: int, more: str = "") -> list[tuple[str, str]]:
+    """Fail the *number*th rename, and from then on all calls named in *more*; the calls as they are made."""
+    seen: list[tuple[str, str]] = []
+
+    def hook(name, arguments):
+        seen.append((name, str(arguments[0])))
+        renames = [name for name, _ in seen].count("rename")
+        if (name == "rename" and renames == number) or (renames >= number and name in more.split()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    spool.system.before = hook
+    return seen
+
+
+def test_the_names_of_a_batch_cut_short_are_durable_when_they_are_reported(rig):
+    spool = has_syncfs(rig.spool())
+    seen = _failing_at_rename(spool, 7)
+    with pytest.raises(QueueUnavailable) as caught:
+        spool.put_many(BATCH)
+    assert (len(caught.value.names), caught.value.is_unknown) == (6, False)
+    calls = [name for name, _ in seen]
+    last_rename = max(number for number, name in enumerate(calls) if name == "rename")
+    assert calls.index("fsync") > last_rename
+    assert ("open", spool.directory.incoming) in seen[last_rename:]
+
+
+def test_names_that_could_not_be_made_durable_are_unknown_and_keep_the_first_reason(rig):
+    spool = has_syncfs(rig.spool())
+    _failing_at_rename(spool, 7, "fsync")
+    with pytest.raises(QueueUnavailable, match="No space left") as caught:
+        spool.put_many(BATCH)
+    assert (len(caught.value.names), caught.value.is_unknown) == (6, True)
+
+
+def test_a_batch_cut_short_waits_for_no_disk_when_nobody_asked_for_it(rig):
+    spool = rig.spool()
+    seen = _failing_at_rename(spool, 7)
+    with pytest.raises(QueueUnavailable):
+        spool.put_many(BATCH, durable=False)
+    assert "fsync" not in [name for name, _ in seen]
+
+
+def test_what_a_batch_leaves_unseen_is_unlinked_once(rig):
+    spool = rig.spool()
+    seen = _failing_at_rename(spool, 7)
+    with pytest.raises(QueueUnavailable):
+        spool.put_many(BATCH)
+    unlinked = [path for name, path in seen if name == "unlink"]
+    assert len(unlinked) == len(set(unlinked)) == BATCH_MIN - 6
+    assert rig.files("tmp") == []
+
+
+# ---- a lost reply
+
+
+def _claimed_before_the_reply_is_lost(spool: Spool, taken: Path) -> None:
+    """Whatever enters is claimed on another host at once; the repeated rename then finds nothing."""
+
+    def hook(name, arguments):
+        if name in ("rename", "rename_noreplace") and os.path.dirname(arguments[1]) == spool.directory.incoming:
+            os.rename(arguments[1], taken / os.path.basename(arguments[1]))
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    spool.system.after = hook
+
+
+@pytest.mark.parametrize("verb", ["put", "enter", "put_many", "put_file", "put_file with a name"])
+def test_a_put_that_is_claimed_before_its_lost_reply_was_looked_into_is_unknown(tmp_path, verb):
+    taken, source = tmp_path / "taken", tmp_path / "source"
+    taken.mkdir()
+    source.write_bytes(b"x")
+    spool = Rig(tmp_path / "queue", World(tmp_path), network="nfs").pool().spool
+    _claimed_before_the_reply_is_lost(spool, taken)
+    with pytest.raises(QueueUnavailable) as caught:
+        {
+            "put": lambda: spool.put(b"x"),
+            "enter": lambda: spool.enter(b"x", "mine"),
+            "put_many": lambda: spool.put_many([b"x", b"never seen"]),
+            "put_file": lambda: spool.put_file(source),
+            "put_file with a name": lambda: spool.put_file(source, "mine"),
+        }[verb]()
+    assert (caught.value.is_unknown, caught.value.errno, caught.value.names) == (True, errno.ENOENT, ())
+    assert [path.read_bytes() for path in taken.iterdir()] == [b"x"]
+
+
+def test_a_link_that_is_claimed_before_its_lost_reply_was_looked_into_is_unknown(tmp_path):
+    """The client repeats a link that was done, and is told EEXIST."""
+    spool = Rig(tmp_path / "queue", World(tmp_path), network="nfs").pool().spool
+
+    def hook(name, arguments):
+        if name == "link":
+            os.rename(arguments[1], tmp_path / "taken")
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    spool.system.after = hook
+    with pytest.raises(QueueUnavailable) as caught:
+        spool.put(b"x", "mine")
+    assert caught.value.is_unknown
+    assert (tmp_path / "taken").read_bytes() == b"x"
+
+
+# ---- a producer that was stopped
+
+
+@pytest.mark.parametrize("call", ["fsync", "close"])
+def test_a_producer_stopped_after_its_last_write_lets_nothing_be_seen(fresh_rig, call):
+    for verb in ("put", "enter", "put_many"):
+        rig = fresh_rig()
+        spool = rig.spool()
+
+        def hook(name, arguments, world=rig.world):
+            if name == call:
+                world.moved_ns += int(51e9)
+
+        spool.system.after = hook
+        puts = {"put": lambda: spool.put(b"x"), "enter": lambda: spool.enter(b"x", "mine")}  # noqa: B023 - called here
+        with pytest.raises(QueueUnavailable, match="stopped for so long"):
+            puts.get(verb, lambda: spool.put_many([b"x"]))()  # noqa: B023
+        assert rig.everything() == {}, verb
+
+
+def test_a_write_that_takes_long_is_no_stop(rig):
+    spool = rig.spool()
+
+    def hook(name, arguments):
+        if name == "write":
+            rig.world.moved_ns += int(51e9)
+
+    spool.system.before = hook
+    spool.put(b"x")
+    assert rig.everything() == {"incoming": [b"x"]}
+
+
+# ---- a file that is moved in
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(b"the only copy")
+    return path
+
+
+def _lacks(spool: Spool, *calls: str, code: int = errno.EINVAL) -> None:
+    """Let *calls* fail as where they are missing. Later hooks come on top."""
+
+    def missing(*_):
+        raise OSError(code, os.strerror(code))
+
+    for call in calls:
+        setattr(spool.system, call, missing)
+
+
+def _across(spool: Spool, source: Path) -> None:
+    """Let *source* be on another filesystem."""
+    for call in ("rename", "rename_noreplace"):
+        real = getattr(spool.system, call)
+
+        def moved(one, other, real=real):
+            if one == str(source):
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            real(one, other)
+
+        setattr(spool.system, call, moved)
+
+
+WAYS = {
+    "rename": lambda spool, source: None,
+    "link": lambda spool, source: _lacks(spool, "rename_noreplace"),
+    "copy": _across,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", [None, "mine"])
+def test_a_file_moved_in_is_at_its_source_or_a_message_whenever_killed(fresh_rig, source, name, way):
+    """tmp/ does not count: what lies there is unlinked when it is old."""
+    for last in range(99):
+        source.write_bytes(b"the only copy")
+        rig = fresh_rig()
+        spool = rig.spool()
+        WAYS[way](spool, source)
+        left = iter(range(last))
+
+        def count(call, arguments, left=left):
+            if next(left, None) is None:
+                raise Killed
+
+        spool.system.before = count
+        try:
+            spool.put_file(source, name)
+        except Killed:
+            found = rig.everything().get("incoming", [])
+            assert found in ([], [b"the only copy"]), last
+            assert found or source.read_bytes() == b"the only copy", last
+        else:
+            assert rig.everything() == {"incoming": [b"the only copy"]}
+            assert not source.exists()
+            break
+    else:
+        pytest.fail("never got through")
+
+
+def test_a_file_moved_in_is_synced_before_it_is_seen_and_never_seen_in_tmp(rig, source):
+    spool = rig.spool()
+    spool.system.calls.clear()
+    spool.put_file(source)
+    assert spool.system.calls == ["lstat", "open", "fstat", "fsync", "close", "rename", *SYNC_OF_DIRECTORY]
+
+
+@pytest.mark.parametrize("call", ["open", "rename"])
+def test_a_fifo_in_the_place_of_a_file_to_be_moved_blocks_nobody(rig, source, call):
+    """Were it opened to wait for a writer, this test would never end."""
+    spool = rig.spool()
+
+    def swap(name, arguments):
+        if name == call and arguments[0] == str(source):
+            source.unlink()
+            os.mkfifo(source)
+
+    spool.system.before = swap
+    with suppress(QueueUnavailable):
+        spool.put_file(source)
+    assert source.is_fifo() == (call == "open")
+    assert rig.files("tmp") == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_newer_file_at_the_source_is_never_lost(rig, source, way):
+    """The producer renames the next file there, at each call of the move in turn."""
+    for nth in range(30):
+        for path in (rig.path / "incoming").glob("*"):
+            path.unlink()
+        source.write_bytes(b"older")
+        spool = rig.spool()
+        WAYS[way](spool, source)
+        left = iter(range(nth))
+
+        def replace(name, arguments, left=left):
+            # Between the last look at the source and its unlink nothing helps, as with any unlink.
+            if next(left, None) is None and name != "unlink" and not source.with_name("newer").exists():
+                source.with_name("newer").write_bytes(b"newer")
+                os.replace(source.with_name("newer"), source)
+                spool.system.before = None  # noqa: B023 - this round's
+
+        spool.system.before = replace
+        with suppress(QueueUnavailable):
+            spool.put_file(source, "mine")
+        is_replaced = spool.system.before is None
+        there = [source.read_bytes()] if source.exists() else []
+        assert not is_replaced or b"newer" in [*there, *rig.everything().get("incoming", [])], nth
+        if not is_replaced:
+            break
+    else:
+        pytest.fail("never got through")
+
+
+def test_an_error_leaves_the_newer_file_at_the_source(rig, source):
+    spool = rig.spool()
+
+    def late(name, arguments):
+        if name == "fsync":
+            source.write_bytes(b"newer")
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    spool.system.before = late
+    with pytest.raises(QueueUnavailable, match="Input/output error"):
+        spool.put_file(source)
+    assert source.read_bytes() == b"newer"
+    assert rig.everything() == {}
+
+
+@pytest.mark.parametrize("way", ["link", "copy"])
+def test_a_file_that_was_put_and_cannot_be_removed_is_unknown(rig, source, way):
+    spool = rig.spool()
+    WAYS[way](spool, source)
+
+    def stuck(name, arguments):
+        if name == "unlink" and arguments[0] == str(source):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    spool.system.before = stuck
+    with pytest.raises(QueueUnavailable, match="a message as well") as caught:
+        spool.put_file(source, "mine")
+    assert caught.value.is_unknown
+    assert rig.everything() == {"incoming": [b"the only copy"]}
+    assert source.read_bytes() == b"the only copy"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_file_moved_in_under_a_name_that_waits_stays_where_it_is(rig, source, way):
+    spool = rig.spool()
+    spool.put(b"first", "mine")
+    WAYS[way](spool, source)
+    with pytest.raises(MessageExists):
+        spool.put_file(source, "mine")
+    assert source.read_bytes() == b"the only copy"
+    assert rig.everything() == {"incoming": [b"first"]}
+
+
+def test_a_name_for_a_file_moved_in_is_refused_where_nothing_gives_names(rig, source):
+    spool = rig.spool()
+    _lacks(spool, "rename_noreplace")
+    _lacks(spool, "link", code=errno.EPERM)
+    with pytest.raises(NotSupported, match="hard links"):
+        spool.put_file(source, "mine")
+    assert source.read_bytes() == b"the only copy"
+    assert rig.everything() == {}
 
 
 # ---- the kernel's syncfs

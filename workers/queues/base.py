@@ -177,7 +177,12 @@ class Queue(ABC):
         """
 
     def put_many(self, bodies: Sequence[Body], *, durable: bool | None = None) -> list[str]:
-        """Enter a batch; its names. An error carries the names that were entered before it."""
+        """
+        Enter a batch; its names. A QueueUnavailable carries the names that were entered before it, in their order.
+
+        They are as durable as was asked. Where is_unknown, that is not certain, nor whether the body after
+        them was entered as well; none of the others was.
+        """
         return [name for body in bodies if (name := self.put(body, durable=durable)) is not None]
 
     # ---- consumers

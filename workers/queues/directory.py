@@ -269,12 +269,16 @@ class Directory:
 
     # ---- files
 
-    def write_file(self, path: str, body: bytes, *, durable: bool) -> os.stat_result:
-        """Make *path* with *body*, all of it; nothing is left when that fails. Raises OSError."""
+    def write_file(self, path: str, body: bytes, *, durable: bool) -> int:
+        """
+        Make *path* with *body*, all of it; nothing is left when that fails. Raises OSError.
+
+        CLOCK_BOOTTIME after the last write: from then on the file only ages.
+        """
         return self._make_file(path, (body,), durable=durable)
 
-    def copy_file(self, source: str, path: str, *, durable: bool) -> os.stat_result:
-        """Copy the regular file *source* to the new *path*; nothing is left when that fails. Raises OSError."""
+    def copy_file(self, source: str, path: str, *, durable: bool) -> int:
+        """Copy the regular file *source* to the new *path*; else see write_file."""
         reader = self.system.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if not is_regular(self.system.fstat(reader)):
@@ -284,7 +288,7 @@ class Directory:
             with contextlib.suppress(OSError):  # it was open for reading: there is nothing that could be lost
                 self.system.close(reader)
 
-    def _make_file(self, path: str, parts: Iterable[bytes], *, durable: bool) -> os.stat_result:
+    def _make_file(self, path: str, parts: Iterable[bytes], *, durable: bool) -> int:
         fd = self.system.open(path, CREATE, 0o666)
         try:
             try:
@@ -292,14 +296,15 @@ class Directory:
                     view = memoryview(part)
                     while view:
                         view = view[self.system.write(fd, view) :]
+                written_ns = self.system.boottime_ns()
                 if durable:
                     self.system.fsync(fd)
-                return self.system.fstat(fd)
             finally:
                 self.system.close(fd)
         except BaseException:
             self.forget(path)
             raise
+        return written_ns
 
     def forget(self, path: str) -> None:
         """Unlink a file of ours that nobody was promised; if that fails too, the reaper of tmp/ finds it."""

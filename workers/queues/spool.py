@@ -95,11 +95,11 @@ class Spool(Queue):
         return self.producer.put(body, name, priority, delay, durable)
 
     def put_many(self, bodies: Sequence[Body], *, durable: bool | None = None) -> list[str]:
-        """See Queue.put_many: all are written and synced, then all are published, then one fsync of incoming/."""
+        """See Queue.put_many: in groups, each of them written and synced, then published, then incoming/ synced."""
         return self.producer.put_many(bodies, durable=durable)
 
     def put_file(self, path: Path, name: str | None = None, *, durable: bool | None = None) -> str:
-        """Put the file *path* by moving it: it is gone from where it was when this returns."""
+        """See Producer.put_file: the file *path* itself becomes the message."""
         return self.producer.put_file(path, name, durable=durable)
 
     def enter(self, body: Body, name: str) -> None:

@@ -4,7 +4,8 @@ spool_put - the producer's side of a spool queue: written in tmp/, seen in incom
 A put that does not wait for the disk is four calls: open, write, close, rename; a
 durable one adds the file's fsync and that of the directory. A batch is written whole
 before any of it is seen, and when it is durable and of BATCH_MIN bodies or more, one
-syncfs(2) stands for the fsync of each, where that reports every error.
+syncfs(2) stands for the fsync of each, where that reports every error. A file that is
+moved in is never under any name but its own and the message's: a kill cannot lose it.
 
 Raises: QueueUnavailable for disk and permission errors, MessageExists, InvalidName,
 NotSupported.
@@ -13,6 +14,7 @@ Producers do not share the fsync of incoming/ among themselves, for the filesyst
 journal does: on ext4, 1, 2, 8 and 32 processes put 3,100, 3,300, 9,000 and 9,700 durable
 messages a second. One fsync for all who wait, behind a lock, had 0.6 to 1.2 of that
 speed with threads and 0.6 to 1.0 with processes.
+Long because: what an error of each step means to the caller is told beside the step.
 Source: maildir(5) for tmp and publish; syncfs(2) and fsync(2) for what is reported when.
 See also: SPOOL.md "Putting" and "Durability", directory (the moves), spool (claim and settle).
 """
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +36,7 @@ DELAY_S_MAX = 10 * 365 * 86400.0  # beyond it a due time would not have the digi
 GROUP = 1024  # bodies of a batch that are written before the first of them is seen
 BATCH_MIN = 16  # from here on one syncfs is several times as fast; below, the other writers' data may cost more
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+OPEN_SOURCE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Producer:
@@ -54,16 +58,13 @@ class Producer:
         final = temporary = self._tokens.name(self._host)
         path = f"{directory.tmp}/{temporary}"
         try:
-            if durable is False and not delay:
-                self._write_plain(path, body)
-            else:
-                found = self._write(path, body, durable=durable is not False)
-                if delay:
-                    target, final = directory.deferred, self._due_name(found, delay, final)
+            written_ns = self._write(path, body, durable=durable is not False)
+            if delay:
+                target, final = directory.deferred, self._due_name(path, delay, final)
             if name is None:
-                self._publish(path, self._system.boottime_ns(), target, final)
+                self._publish(path, written_ns, target, final)
             else:
-                self._publish(path, self._system.boottime_ns(), target, name, is_given=True)
+                self._publish(path, written_ns, target, name, is_given=True)
         except OSError as error:
             raise directory.unavailable("put a message into", directory.path, error) from error
         if durable is not False:
@@ -80,7 +81,12 @@ class Producer:
         if name is not None:
             names.check_given(name)
 
-    def _due_name(self, found: os.stat_result, delay: float, name: str) -> str:
+    def _due_name(self, path: str, delay: float, name: str) -> str:
+        try:
+            found = self._system.lstat(path)
+        except BaseException:
+            self._directory.forget(path)
+            raise
         due = -int(-(found.st_ctime_ns / 1e9 + delay) // 1)
         return f"{due}.{names.marked(0, 0, self._tokens.token(name), name)}"
 
@@ -89,9 +95,9 @@ class Producer:
         directory = self._directory
         path = f"{directory.tmp}/{self._tokens.name(self._host)}"
         try:
-            self._write(path, body, durable=True)
+            written_ns = self._write(path, body, durable=True)
             file = names.marked(0, 0, self._tokens.token(name), name)
-            self._publish(path, self._system.boottime_ns(), directory.incoming, file)
+            self._publish(path, written_ns, directory.incoming, file)
         except OSError as error:
             raise directory.unavailable("forward a message into", directory.path, error) from error
         self._make_durable(directory.incoming)
@@ -99,23 +105,40 @@ class Producer:
     # ---- many
 
     def put_many(self, bodies: Sequence[Body], *, durable: bool | None = None) -> list[str]:
-        """See Queue.put_many: in groups, of which all are written and synced, then published, then incoming/ synced."""
+        """
+        See Queue.put_many: in groups, of which all are written and synced, then published, then incoming/ synced.
+
+        Raises TypeError and ValueError for a body that cannot be one, before anything is entered.
+        """
+        for body in bodies:
+            if type(body) is not bytes:
+                _check_body(body)
         entered: list[str] = []
         try:
             for start in range(0, len(bodies), GROUP):
                 self._put_group(bodies[start : start + GROUP], entered, durable=durable is not False)
         except OSError as error:
             unavailable = self._directory.unavailable("put messages into", self._directory.path, error)
-            unavailable.names = tuple(entered)
+            self._answer_for(entered, unavailable, durable=durable is not False)
             raise unavailable from error
         except QueueUnavailable as error:
-            error.names = tuple(entered)
+            self._answer_for(entered, error, durable=durable is not False)
             raise
         return entered
 
+    def _answer_for(self, entered: list[str], error: QueueUnavailable, *, durable: bool) -> None:
+        """Let *error* name what was *entered* before it, as durable as was asked, or else as unknown."""
+        error.names = tuple(entered)
+        if not (durable and entered):
+            return
+        try:
+            self._system.fsync_directory(self._directory.incoming)
+        except OSError:
+            error.is_unknown = True
+
     def _put_group(self, bodies: Sequence[Body], entered: list[str], *, durable: bool) -> None:
-        directory, before = self._directory, len(entered)
-        written: list[tuple[str, int]] = []
+        directory = self._directory
+        written: deque[tuple[str, int]] = deque()  # and not seen yet
         try:
             if durable and len(bodies) >= BATCH_MIN and self._has_syncfs():
                 # ORDER: open, write, syncfs, rename. syncfs reports what failed since its descriptor was opened, and
@@ -129,25 +152,21 @@ class Producer:
                     self._system.close(fd)
             else:
                 self._write_all(bodies, written, durable=durable)
-            for temporary, written_ns in written:
+            while written:
+                temporary, written_ns = written.popleft()
                 self._publish(f"{directory.tmp}/{temporary}", written_ns, directory.incoming, temporary)
                 entered.append(temporary)
         except BaseException:
-            for temporary, _ in written[len(entered) - before :]:
+            for temporary, _ in written:
                 directory.forget(f"{directory.tmp}/{temporary}")
             raise
         if durable:
             self._make_durable(directory.incoming)
 
-    def _write_all(self, bodies: Sequence[Body], written: list[tuple[str, int]], *, durable: bool) -> None:
+    def _write_all(self, bodies: Sequence[Body], written: deque[tuple[str, int]], *, durable: bool) -> None:
         for body in bodies:
             temporary = self._tokens.name(self._host)
-            path = f"{self._directory.tmp}/{temporary}"
-            if durable:
-                self._write(path, body, durable=True)
-            else:
-                self._write_plain(path, body)
-            written.append((temporary, self._system.boottime_ns()))
+            written.append((temporary, self._write(f"{self._directory.tmp}/{temporary}", body, durable=durable)))
 
     def _has_syncfs(self) -> bool:
         if self._syncs_as_one is None:
@@ -157,7 +176,11 @@ class Producer:
     # ---- a file that is there already
 
     def put_file(self, path: Path, name: str | None = None, *, durable: bool | None = None) -> str:
-        """Put the file *path* by moving it: it is gone from where it was when this returns."""
+        """
+        Put the file *path* by moving it: it is gone from where it was when this returns.
+
+        After any error but an unknown one it is where it was. From another filesystem it is copied, then removed.
+        """
         if name is not None:
             names.check_given(name)
         try:
@@ -166,44 +189,84 @@ class Producer:
             raise self._directory.unavailable("move into the queue", str(path), error) from error
 
     def _put_file(self, path: str, name: str | None, *, durable: bool) -> str:
-        system, directory = self._system, self._directory
-        if not is_regular(system.lstat(path)):
-            raise OSError(errno.EINVAL, "is no regular file")
-        temporary = self._tokens.name(self._host)
-        target = f"{directory.tmp}/{temporary}"
+        directory = self._directory
+        # ORDER: made durable where it is, then moved, and not through tmp/: it may be the only copy, and what a killed
+        # producer leaves in tmp/ is unlinked. See test_a_file_moved_in_is_at_its_source_or_a_message_whenever_killed.
+        found = self._sync_source(path, durable=durable)
+        file = name or self._tokens.name(self._host)
+        is_left = False
         try:
-            system.rename(path, target)
+            if name is None:
+                self._rename(path, directory.incoming, file)
+            else:
+                is_left = self._move_named(path, f"{directory.incoming}/{name}", name)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            entered = self.put(Path(path), name, None, 0, durable)
-            system.unlink(path)
-            return entered
+            file = self.put(Path(path), name, None, 0, durable)
+            self._remove_source(path, found)
+            return file
+        if durable:
+            self._make_durable(directory.incoming)
+        if is_left:
+            self._remove_source(path, found)
+        return file
+
+    def _sync_source(self, path: str, *, durable: bool) -> os.stat_result:
+        system = self._system
+        if not is_regular(system.lstat(path)):  # and to open a device may do something
+            raise OSError(errno.EINVAL, "is no regular file")
+        fd = system.open(path, OPEN_SOURCE)
         try:
+            found = system.fstat(fd)
+            if not is_regular(found):
+                raise OSError(errno.EINVAL, "is no regular file")
             if durable:
-                fd = system.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    system.fsync(fd)
-                finally:
-                    system.close(fd)
-            final, written_ns = name or temporary, system.boottime_ns()
-            self._publish(target, written_ns, directory.incoming, final, is_given=name is not None, keep=True)
-            if durable:
-                self._make_durable(directory.incoming)
-        except BaseException:
-            # It is the caller's only copy: back to where it came from, unless it was published already.
-            if directory.is_there(target):
-                system.rename(target, path)
-            raise
-        return name or temporary
+                system.fsync(fd)
+        finally:
+            system.close(fd)
+        return found
+
+    def _move_named(self, source: str, target: str, name: str) -> bool:
+        """Move the caller's *source*, never replacing; whether it is still there too, as a link."""
+        try:
+            self._system.rename_noreplace(source, target)
+        except FileExistsError:
+            raise self._exists(name) from None
+        except FileNotFoundError as error:
+            raise self._gone(error) from error
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            if not self._link(source, target, name):
+                raise self._has_neither() from error
+            return True
+        return False
+
+    def _remove_source(self, path: str, found: os.stat_result) -> None:
+        """Unlink *path*, now a message; unless the producer has put another file there than was *found*."""
+        try:
+            if _is_same(self._system.lstat(path), found):
+                self._directory.remove(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            doing = "remove, now that it is a message as well,"
+            raise QueueUnavailable.at(doing, path, error, is_unknown=True) from error
 
     # ---- write and publish
 
-    def _write_plain(self, path: str, body: Body) -> None:
-        """Make *path* with *body*, all of it, by three calls; nothing is left when that fails. Raises OSError."""
-        if type(body) is not bytes:
-            self._write(path, body, durable=False)
-            return
+    def _write(self, path: str, body: Body, *, durable: bool) -> int:
+        """
+        Make *path* with *body*, all of it; nothing is left when that fails. Raises OSError.
+
+        CLOCK_BOOTTIME after the last write. Bytes that nobody syncs are three calls.
+        """
+        if isinstance(body, Path):
+            return self._directory.copy_file(str(body), path, durable=durable)
+        if durable or type(body) is not bytes:
+            raw = body.encode("utf-8") if isinstance(body, str) else body
+            return self._directory.write_file(path, raw, durable=durable)
         system = self._system
         fd = system.open(path, CREATE, 0o666)
         try:
@@ -211,43 +274,48 @@ class Producer:
                 size = system.write(fd, body) if body else 0
                 while size < len(body):
                     size += system.write(fd, body[size:])
+                written_ns = system.boottime_ns()
             finally:
                 system.close(fd)
         except BaseException:
             self._directory.forget(path)
             raise
+        return written_ns
 
-    def _write(self, path: str, body: Body, *, durable: bool) -> os.stat_result:
-        if isinstance(body, Path):
-            return self._directory.copy_file(str(body), path, durable=durable)
-        raw = body.encode("utf-8") if isinstance(body, str) else body
-        return self._directory.write_file(path, raw, durable=durable)
-
-    def _publish(
-        self, source: str, written_ns: int, target: str, final: str, *, is_given: bool = False, keep: bool = False
-    ) -> None:
+    def _publish(self, source: str, written_ns: int, target: str, final: str, *, is_given: bool = False) -> None:
         """
         Let the complete file *source* in tmp/ be seen as *final* in the directory *target*. Raises OSError.
 
         *written_ns* is CLOCK_BOOTTIME after its last write. *is_given*: the caller chose *final*, so
-        another may have it. *keep*: leave *source* where it is when this fails.
+        another may have it.
         """
-        system = self._system
         try:
-            if system.boottime_ns() - written_ns > self._longest_ns:
+            if self._system.boottime_ns() - written_ns > self._longest_ns:
                 raise OSError(errno.ETIMEDOUT, "stopped for so long that the file may have been reaped")
-            if is_given:
-                self._link(source, f"{target}/{final}", final)
-                return
-            try:
-                system.rename(source, f"{target}/{final}")
-            except OSError as error:
-                if not self._directory.has_moved(error, source, target, final):
-                    raise OSError(errno.ENOENT, "the directory or the file just written is gone") from error
-        except BaseException:
-            if not keep:
+            if not is_given:
+                self._rename(source, target, final)
+            elif self._link(source, f"{target}/{final}", final):
                 self._directory.forget(source)
+            else:
+                self._rename_new(source, f"{target}/{final}", final)
+        except BaseException:
+            self._directory.forget(source)
             raise
+
+    def _rename(self, source: str, target: str, final: str) -> None:
+        try:
+            self._system.rename(source, f"{target}/{final}")
+        except OSError as error:
+            if not self._directory.has_moved(error, source, target, final):
+                raise self._gone(error) from error
+
+    def _gone(self, error: OSError) -> Exception:
+        """What to raise when neither the file to be moved nor the message is there."""
+        if self._directory.network is None:
+            return OSError(errno.ENOENT, "the directory or the file is gone")
+        # RACE: a consumer on another host. The rename was done, its reply lost, and the message claimed before we
+        # looked. See test_a_put_that_is_claimed_before_its_lost_reply_was_looked_into_is_unknown.
+        return QueueUnavailable.at("tell whether a message entered", self._directory.path, error, is_unknown=True)
 
     def _make_durable(self, directory: str) -> None:
         """fsync the names in *directory*; the message is there already, so a failure here is "unknown"."""
@@ -256,20 +324,22 @@ class Producer:
         except OSError as error:
             raise QueueUnavailable.at("make durable", directory, error, is_unknown=True) from error
 
-    def _link(self, source: str, target: str, name: str) -> None:
+    def _link(self, source: str, target: str, name: str) -> bool:
+        """Give *source* the name *target* as well; False where there are no hard links."""
         # RACE: two producers of one name. link never replaces, where rename would: exactly one of them wins.
         # See test_a_name_that_waits_is_never_replaced.
         try:
             self._system.link(source, target)
-        except FileExistsError:
-            if self._directory.network is None or not self._is_one_file(source, target):
+        except FileExistsError as error:
+            if self._directory.network is None or not self._is_one_file(source, target, error):
                 raise self._exists(name) from None
+        except FileNotFoundError as error:
+            raise self._gone(error) from error
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            self._rename_new(source, target, name)
-            return
-        self._directory.forget(source)
+            return False
+        return True
 
     def _rename_new(self, source: str, target: str, name: str) -> None:
         """For a filesystem without hard links: the kernel's own rename that never replaces."""
@@ -277,17 +347,40 @@ class Producer:
             self._system.rename_noreplace(source, target)
         except FileExistsError:
             raise self._exists(name) from None
+        except FileNotFoundError as error:
+            raise self._gone(error) from error
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
                 raise
-            raise NotSupported(
-                f"a name of your own is not possible: the filesystem of {self._directory.path} has neither hard links "
-                "nor a rename that never replaces"
-            ) from error
+            raise self._has_neither() from error
+
+    def _has_neither(self) -> NotSupported:
+        return NotSupported(
+            f"a name of your own is not possible: the filesystem of {self._directory.path} has neither hard links "
+            "nor a rename that never replaces"
+        )
 
     def _exists(self, name: str) -> MessageExists:
         return MessageExists(f"a message called {names.shown(name)} is waiting in {self._directory.incoming} already")
 
-    def _is_one_file(self, source: str, target: str) -> bool:
-        ours, theirs = self._system.lstat(source), self._system.lstat(target)
-        return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+    def _is_one_file(self, source: str, target: str, error: OSError) -> bool:
+        """Whether the *target* that a link met is its own, the first reply having been lost."""
+        try:
+            return _is_same(self._system.lstat(source), self._system.lstat(target))
+        except FileNotFoundError:
+            raise self._gone(error) from error
+
+
+def _is_same(one: os.stat_result, other: os.stat_result) -> bool:
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+
+
+def _check_body(body: Body) -> None:
+    """Raise what writing *body* would raise for its type or its text; nothing is opened or kept."""
+    if isinstance(body, str):
+        body.encode("utf-8")
+    elif isinstance(body, Path):
+        if b"\0" in os.fsencode(body):
+            raise ValueError("the path of a body holds a null byte")
+    else:
+        memoryview(body)
