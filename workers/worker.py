@@ -5,7 +5,7 @@ The loop is the only place that catches what a queue raises. A disk that is full
 makes the worker wait, never die; a settle is tried until it succeeds or the worker
 must leave, so nothing that was handled is forgotten for want of space.
 
-TERM asks to leave after the message in hand. A thread beats the slot once a second
+TERM asks to leave after the message in hand. A thread beats the slot every second or two
 and ends the process when its master is gone (the kernel's parent-death signal is
 the faster of the two).
 Long because: the loop and the settling of every outcome are one story.
@@ -42,6 +42,7 @@ WAIT_S = 1.0
 TROUBLE_S_MAX = 5.0
 BUSY = int(WorkerState.BUSY)
 LATE_S = 0.2  # how much later than a second a beat may come
+REST_S = 2.0  # between two signs of life of a worker with nothing in hand
 MOVED_IN_S = 1.0  # a file older than that may have been moved in, and its name is read for when
 LONG_S = 1.0  # a message held longer is named in the process title
 
@@ -296,10 +297,10 @@ class Worker:
 
     def _beat(self, slot: Slot) -> None:
         words, is_named = slot.words, False
-        # Once a second and no oftener, and all of a host at one time: many workers that wait must cost nothing.
+        # Seldom, and all of a host at one time: many workers that wait must cost nothing.
         allow_late_timers(LATE_S)
         while True:
-            time.sleep(WAIT_S)
+            time.sleep(WAIT_S if words[W.MESSAGE_SINCE_NS] else REST_S)
             if self.parent is not None and os.getppid() != self.parent:
                 if words[W.CHILD_GROUP]:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
