@@ -23,7 +23,7 @@ from rich.console import Console
 
 from orchestrator.bench import calls, peers, report
 from orchestrator.bench.bare import Bare, C, compiled
-from orchestrator.bench.filesystem import Filesystem, filesystem
+from orchestrator.bench.filesystem import Filesystem, check_room, filesystem
 from orchestrator.bench.library import Library
 from orchestrator.bench.measure import Figure
 from orchestrator.bench.picture import picture
@@ -152,6 +152,7 @@ def bench(
 
     try:
         where = filesystem(own)
+        check_room(own, max([messages, *(backlogs if "backlog" in chosen else [])]), size)
         subjects, skipped = _subjects(own, peer) if set(chosen) & set(OF_SUBJECTS) else ([], {})
         measuring = Rounds(own, rounds, on_round, skipped)
         figures = [

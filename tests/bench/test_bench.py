@@ -429,3 +429,16 @@ def test_a_filesystem_without_a_journal_is_warned_of(
 
 def test_what_is_not_in_the_table_of_mounts_is_unknown(tmp_path: Path) -> None:
     assert filesystem(tmp_path, proc=tmp_path).kind == "unknown"
+
+
+def test_more_messages_than_have_room_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    left = os.statvfs(tmp_path)
+    size = 1 << 30
+    count = left.f_bavail * left.f_frsize // size + 1
+    if count > 10_000_000:
+        pytest.skip("this filesystem has room for anything")
+    done = run("--messages", str(max(count, 10)), "--size", str(size), "--rounds", "1", "--directory", str(tmp_path))
+    assert done.returncode == 1
+    assert "MiB left, too little for" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == []
