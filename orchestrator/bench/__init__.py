@@ -8,7 +8,7 @@ was measured in the same round, and the order of the measurements turns from rou
 
     measure      one figure: a value for each round, and its base
     crew         processes that start together
-    subject      what can be measured: bare (Python and C), library, pool, peers
+    subject      what can be measured: bare (Python and C), ours, pool, peers
     rounds       the suites throughput, workers and backlog
     calls        system calls a message
     life, durable, network, wakeup   the other suites, one module each

@@ -25,7 +25,7 @@ from typing import cast
 from orchestrator.bench import pool
 from orchestrator.bench.bare import Bare
 from orchestrator.bench.crew import MARKS
-from orchestrator.bench.library import Library, fill
+from orchestrator.bench.ours import Library, fill
 from orchestrator.bench.peers import installed
 from orchestrator.bench.subject import Load, Subject, Verb
 from workers.queues.base import Order

@@ -33,7 +33,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Protocol
+from typing import Any, Protocol
 
 from orchestrator.bench.crew import Gate, run_together, running
 from orchestrator.bench.measure import BenchError
@@ -111,6 +111,17 @@ class Peer(Looped):
         """See Looped."""
 
 
+def _locked(queue: Any) -> Iterator[bool]:
+    """Take from one of dirq's queues."""
+    for name in queue:
+        if not queue.lock(name):
+            yield False
+            continue
+        queue.get(name)
+        queue.remove(name)
+        yield True
+
+
 class DirqSimple(Peer):
     """One file a message, a hard link for a lock."""
 
@@ -123,18 +134,7 @@ class DirqSimple(Peer):
 
     def consumer(self, place: Path) -> Iterator[bool]:
         """Lock, get, remove."""
-        queue = importlib.import_module(self.module).QueueSimple(str(place / NAME))
-
-        def take() -> Iterator[bool]:
-            for name in queue:
-                if not queue.lock(name):
-                    yield False
-                    continue
-                queue.get(name)
-                queue.remove(name)
-                yield True
-
-        return take()
+        return _locked(importlib.import_module(self.module).QueueSimple(str(place / NAME)))
 
 
 class DirqSchema(Peer):
@@ -149,18 +149,7 @@ class DirqSchema(Peer):
 
     def consumer(self, place: Path) -> Iterator[bool]:
         """Lock, get, remove."""
-        queue = importlib.import_module(self.module).Queue(str(place / NAME), schema={"body": "binary"})
-
-        def take() -> Iterator[bool]:
-            for name in queue:
-                if not queue.lock(name):
-                    yield False
-                    continue
-                queue.get(name)
-                queue.remove(name)
-                yield True
-
-        return take()
+        return _locked(importlib.import_module(self.module).Queue(str(place / NAME), schema={"body": "binary"}))
 
 
 class Mentat(Peer):

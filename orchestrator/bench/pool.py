@@ -8,7 +8,7 @@ more messages for each worker, to have enough left when the last one begins.
 
 CPU is that of every process of the pool (/proc/PID/task/*/schedstat), between the same moments.
 Raises: BenchError when the pool ends, or stands still, before that.
-See also: library (the same without a pool).
+See also: ours (the same without a pool).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import NamedTuple
 import psutil
 
 from orchestrator.bench.crew import Run, private_dirty, running
-from orchestrator.bench.library import fill, queue_of
 from orchestrator.bench.measure import BenchError
+from orchestrator.bench.ours import fill, queue_of
 from orchestrator.bench.subject import Load, Subject, Verb
 from workers.board import OUTCOMES, Board, BoardError, W
 

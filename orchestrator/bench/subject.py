@@ -1,7 +1,7 @@
 """
 subject - something that can be measured: it puts and takes messages below a directory
 
-See also: bare, library, pool, peers (the subjects), rounds (measures them).
+See also: bare, ours, pool, peers (the subjects), rounds (measures them).
 """
 
 from __future__ import annotations

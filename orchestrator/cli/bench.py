@@ -24,8 +24,8 @@ from rich.console import Console
 from orchestrator.bench import calls, peers, report
 from orchestrator.bench.bare import Bare, C, compiled
 from orchestrator.bench.filesystem import Filesystem, check_room, filesystem
-from orchestrator.bench.library import Library
 from orchestrator.bench.measure import Figure
+from orchestrator.bench.ours import Library
 from orchestrator.bench.picture import picture
 from orchestrator.bench.pool import Pool
 from orchestrator.bench.rounds import Rounds

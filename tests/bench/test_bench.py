@@ -22,8 +22,8 @@ from orchestrator.bench import BenchError, bare, peers
 from orchestrator.bench.calls import between_marks, calls_of, per_message
 from orchestrator.bench.crew import Gate, Run, run_together
 from orchestrator.bench.filesystem import Filesystem, filesystem
-from orchestrator.bench.library import Library
 from orchestrator.bench.measure import Figure
+from orchestrator.bench.ours import Library
 from orchestrator.bench.picture import picture
 from orchestrator.bench.pool import Pool
 from orchestrator.bench.rounds import Rounds, label

@@ -958,6 +958,17 @@ def test_no_claim_without_a_young_beat_and_a_fresh_owner_after_a_gap(rig):
     assert os.listdir(rig.path / "pending") == [pool.owner]
 
 
+def taken(pool, tries):
+    """The names of what was claimed, and finished, in so many tries."""
+    found = []
+    for _ in range(tries):
+        claim = pool.spool.claim()
+        if claim is not None:
+            found.append(claim.name)
+            settle(pool, pool.spool.done, claim)
+    return found
+
+
 def test_a_worker_whose_directory_is_gone_takes_a_fresh_one(rig):
     """It was stopped, a keeper of another host took its directory away, and its own keeper has not beaten since."""
     pool = rig.pool()
@@ -967,12 +978,7 @@ def test_a_worker_whose_directory_is_gone_takes_a_fresh_one(rig):
     os.rmdir(rig.path / "pending" / before)
     for name in ("b", "c"):
         pool.spool.put(b"x", name)
-    found = []
-    for _ in range(5):
-        claim = pool.spool.claim()
-        if claim is not None:
-            found.append(claim.name)
-            settle(pool, pool.spool.done, claim)
+    found = taken(pool, 5)
     assert sorted(found) == ["b", "c"]
     assert pool.owner != before
     assert os.listdir(rig.path / "pending") == [pool.owner]
@@ -989,12 +995,7 @@ def test_a_file_that_cannot_be_renamed_is_named_once_and_holds_up_no_other(rig, 
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     pool.system.before = refuse
-    found = []
-    for _ in range(4):
-        claim = pool.spool.claim()
-        if claim is not None:
-            found.append(claim.name)
-            settle(pool, pool.spool.done, claim)
+    found = taken(pool, 4)
     assert found == ["a", "c"]
     assert caplog.text.count("cannot be claimed") == 1
     assert rig.everything() == {"incoming": [b"x"]}

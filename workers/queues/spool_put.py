@@ -229,19 +229,12 @@ class Producer:
 
     def _move_named(self, source: str, target: str, name: str) -> bool:
         """Move the caller's *source*, never replacing; whether it is still there too, as a link."""
-        try:
-            self._system.rename_noreplace(source, target)
-        except FileExistsError:
-            raise self._exists(name) from None
-        except FileNotFoundError as error:
-            raise self._gone(error) from error
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSYS):
-                raise
-            if not self._link(source, target, name):
-                raise self._has_neither() from error
-            return True
-        return False
+        # EPERM is said of the caller's file here (it cannot be renamed), not of the filesystem.
+        if self._rename_new(source, target, name, errno.EINVAL, errno.ENOSYS):
+            return False
+        if not self._link(source, target, name):
+            raise self._has_neither()
+        return True
 
     def _remove_source(self, path: str, found: os.stat_result) -> None:
         """Unlink *path*, now a message; unless the producer has put another file there than was *found*."""
@@ -296,8 +289,8 @@ class Producer:
                 self._rename(source, target, final)
             elif self._link(source, f"{target}/{final}", final):
                 self._directory.forget(source)
-            else:
-                self._rename_new(source, f"{target}/{final}", final)
+            elif not self._rename_new(source, f"{target}/{final}", final, errno.EINVAL, errno.ENOSYS, errno.EPERM):
+                raise self._has_neither()
         except BaseException:
             self._directory.forget(source)
             raise
@@ -341,8 +334,8 @@ class Producer:
             return False
         return True
 
-    def _rename_new(self, source: str, target: str, name: str) -> None:
-        """For a filesystem without hard links: the kernel's own rename that never replaces."""
+    def _rename_new(self, source: str, target: str, name: str, *missing: int) -> bool:
+        """The kernel's own rename that never replaces; False where there is none, which answers one of *missing*."""
         try:
             self._system.rename_noreplace(source, target)
         except FileExistsError:
@@ -350,9 +343,10 @@ class Producer:
         except FileNotFoundError as error:
             raise self._gone(error) from error
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):
+            if error.errno not in missing:
                 raise
-            raise self._has_neither() from error
+            return False
+        return True
 
     def _has_neither(self) -> NotSupported:
         return NotSupported(

@@ -1,5 +1,5 @@
 """
-library - this project's queue and worker, without a pool around them
+ours - this project's queue and worker, without a pool around them
 
 Producers call put; workers run workers.worker.Worker over a board, as in a pool, with a
 handler that reads the body. No master, keeper or feeder runs beside them.
