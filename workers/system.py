@@ -21,6 +21,7 @@ import os
 import re
 import select
 import signal
+import stat
 import sys
 import termios
 import time
@@ -53,6 +54,7 @@ class System:
     write = staticmethod(os.write)
     fstat = staticmethod(os.fstat)
     lstat = staticmethod(os.lstat)
+    stat = staticmethod(os.stat)
     fsync = staticmethod(os.fsync)
     statvfs = staticmethod(os.statvfs)
     getpid = staticmethod(os.getpid)
@@ -61,6 +63,14 @@ class System:
     random_bytes = staticmethod(os.urandom)
     sleep = staticmethod(time.sleep)
     wall_ns = staticmethod(time.time_ns)
+
+    def is_directory(self, path: str, *, is_followed: bool = False) -> bool:
+        """Whether *path* is a directory; a symbolic link to one only when *is_followed*. Raises OSError, but ENOENT."""
+        try:
+            found = self.stat(path) if is_followed else self.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return stat.S_ISDIR(found.st_mode)
 
     @staticmethod
     def scandir(path: str) -> contextlib.AbstractContextManager[Iterator[os.DirEntry[str]]]:

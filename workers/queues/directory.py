@@ -70,11 +70,13 @@ class Directory:
 
     def open(self, settings: Settings) -> None:
         """Find the queue, or make it when *settings* says create and its parent exists."""
-        is_there = os.path.isdir(self.incoming)
-        if not is_there and not settings.create:
-            raise QueueMissing(f"there is no queue at {self.path}: it has no incoming/ (orchestrator put makes one)")
-        self.network = self.system.network_filesystem(self.path if is_there else os.path.dirname(self.path))
         try:
+            is_there = self.system.is_directory(self.incoming, is_followed=True)
+            if not is_there and not settings.create:
+                raise QueueMissing(
+                    f"there is no queue at {self.path}: it has no incoming/ (orchestrator put makes one)"
+                )
+            self.network = self.system.network_filesystem(self.path if is_there else os.path.dirname(self.path))
             if settings.create:
                 self._create(settings, is_there)
             self._read_format(settings)
@@ -84,7 +86,7 @@ class Directory:
     def _create(self, settings: Settings, is_there: bool) -> None:
         if not is_there:
             parent = os.path.dirname(self.path)
-            if not os.path.isdir(parent):
+            if not self.system.is_directory(parent, is_followed=True):
                 raise QueueMissing(f"cannot make the queue {self.path}: its parent directory does not exist")
             self._mkdir(self.path)
             others = set(self.system.listdir(self.path)) - {*STATE_DIRECTORIES, ".pool", "done"}
@@ -108,13 +110,13 @@ class Directory:
         try:
             self.system.mkdir(path)
         except FileExistsError:
-            if not os.path.isdir(path) or os.path.islink(path):
+            if not self.system.is_directory(path):
                 raise QueueRefused(f"{path} is in the way: it is no directory of the queue") from None
 
     def _write_once(self, name: str, text: str) -> None:
         """Make .pool/NAME with *text* unless it is there; complete or not at all, also with several makers."""
         target = os.path.join(self.pool, name)
-        if os.path.exists(target):
+        if self.is_there(target):
             return
         fresh = os.path.join(self.pool, f".{name}.{self.system.random_bytes(8).hex()}")
         self.write_file(fresh, text.encode(), durable=True)
@@ -182,7 +184,7 @@ class Directory:
         """Rename a real file through all directories: equal device numbers are no proof (quotas, bind mounts)."""
         probe = f".probe.{self.system.random_bytes(8).hex()}"
         places = [self.tmp, self.incoming, self.pending, self.deferred, self.errors]
-        if os.path.isdir(self.done):
+        if self.system.is_directory(self.done):
             places.append(self.done)
         places.append(self.tmp)
         here = os.path.join(self.tmp, probe)

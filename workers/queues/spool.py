@@ -489,7 +489,7 @@ class Spool(Queue):
             for listed in tuple(self.list("errors")):
                 if listed.name != name:
                     continue
-                if os.path.isdir(listed.path) and not os.path.islink(listed.path):
+                if self.system.is_directory(listed.path):
                     raise NotSupported(f"{names.shown(name)} is a directory, no message: look at {listed.path}")
                 short = names.shortened(name, self.tokens.digits())
                 fresh = names.marked(0, 0, self.tokens.token(short), short)

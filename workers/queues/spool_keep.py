@@ -280,7 +280,7 @@ class SpoolKeeper:
             path = os.path.join(self._directory.tmp, file)
             if file.startswith(".nfs") or not self._is_older(path, now_ns - stale_ns):
                 continue
-            if (names.is_ours(file) or file.startswith(".probe.")) and not self._is_directory(path):
+            if (names.is_ours(file) or file.startswith(".probe.")) and not self._system.is_directory(path):
                 self._directory.remove(path)  # never published: nobody was promised anything
                 kept.temporary += 1
             elif not names.is_ignored(file):
@@ -288,7 +288,7 @@ class SpoolKeeper:
                 kept.temporary += 1
         for file in self._system.listdir(self._directory.pending):
             path = os.path.join(self._directory.pending, file)
-            if names.parse_owner(file) is None or os.path.islink(path) or not os.path.isdir(path):
+            if names.parse_owner(file) is None or not self._system.is_directory(path):
                 self._sweep_flat(file, now_ns - stale_ns, kept)
         self._prune(self._directory.done, self._spool.settings.keep_done_s, now_ns, kept)
         self._prune(self._directory.errors, self._spool.settings.keep_errors_s, now_ns, kept)
@@ -297,7 +297,7 @@ class SpoolKeeper:
         """A claim of a foreign filer program: back when it is stale and its name is unique by shape."""
         path = os.path.join(self._directory.pending, file)
         mark = names.parse(file)
-        if os.path.isdir(path) and not os.path.islink(path):
+        if self._system.is_directory(path):
             if file not in self._strange:
                 self._strange.add(file)
                 log.warning("%s: pending/%s is no owner's directory, not touched", self._spool.url, names.shown(file))
@@ -330,7 +330,7 @@ class SpoolKeeper:
             path = os.path.join(place, file)
             if is_meta(file) or not self._is_older(path, now_ns - int(keep_s * 1e9)):
                 continue
-            if self._is_directory(path):
+            if self._system.is_directory(path):
                 continue  # left by a handler; a tree is for a person to look at
             self._directory.remove(path)
             self._directory.forget(f"{path}.meta")
@@ -342,12 +342,6 @@ class SpoolKeeper:
         try:
             return self._system.lstat(path).st_uid == self._system.geteuid()
         except FileNotFoundError:
-            return False
-
-    def _is_directory(self, path: str) -> bool:
-        try:
-            return stat.S_ISDIR(self._system.lstat(path).st_mode)
-        except FileNotFoundError:  # swept by another keeper since its age was looked at
             return False
 
     def _is_older(self, path: str, limit_ns: int) -> bool:

@@ -94,7 +94,9 @@ def _files(directory: Directory, state: str) -> Iterator[tuple[str, str, str]]:
     if state == "claimed":
         for owner in directory.system.listdir(directory.pending):
             if names.parse_owner(owner) is None:
-                if not names.is_ignored(owner) and not os.path.isdir(os.path.join(directory.pending, owner)):
+                if not names.is_ignored(owner) and not directory.system.is_directory(
+                    os.path.join(directory.pending, owner)
+                ):
                     yield directory.pending, owner, owner
                 continue
             place = os.path.join(directory.pending, owner)
@@ -133,7 +135,7 @@ def _listed(directory: Directory, state: State) -> Iterator[Listed]:
     if state == "waiting":
         for file in directory.system.listdir(directory.incoming):
             path = os.path.join(directory.incoming, file)
-            if not names.is_ignored(file) and not (os.path.isdir(path) and not os.path.islink(path)):
+            if not names.is_ignored(file) and not directory.system.is_directory(path):
                 mark = names.parse(file)
                 yield Listed(mark.name, state, path, mark.attempts + 1, mark.crashes)
         return

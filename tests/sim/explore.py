@@ -1,0 +1,391 @@
+"""
+explore - every order in which a few processes can make their calls, depth first
+
+An actor is ordinary code over a simulated process. It stops before each call and each
+access to a shared word of the board; whoever goes next is a choice, and so is whether
+the call fails, is done and its reply lost, or never comes because the process is dead.
+All choices are walked, with two savings that leave nothing out:
+
+- Two ways that lead to equal states (the disk, the board, the clock, and all that each
+  actor has seen) are walked on once. Schedules are counted as paths, exactly.
+- A call whose things (names, listings, words, see sharing) no other actor ever touches
+  in a way that matters makes no difference to anybody, whenever it comes: the actor
+  goes straight on. What is touched by two is found out while walking; when that is
+  more than was known, the walk begins again. Whether such a call fails, or is never
+  made, is a choice all the same.
+
+A Violation carries its trail, in which every call is a step: replay(scenario, trail)
+walks that alone.
+
+Long because: a run, its state and the search over runs are one algorithm.
+Source: Godefroid, "Partial-Order Methods" (1996), ch. 4, for calls that commute; the
+rest is what explicit-state model checkers do.
+See also: kernel, sharing, ledger (what must hold after each step), scenarios.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from greenlet import getcurrent, greenlet
+
+from tests.sim.kernel import NAMED, Crash, Entries, Process, World
+from tests.sim.ledger import Ledger
+from tests.sim.sharing import Sharing, touched
+
+GO, CRASH, LOST, FAIL = "go", "crash", "lost", "fail"
+LOST_ANSWERS = {  # of a call that was done and is repeated by the client: what the server says the second time
+    "rename": errno.ENOENT, "rename_noreplace": errno.ENOENT, "unlink": errno.ENOENT, "rmdir": errno.ENOENT,
+    "link": errno.EEXIST, "mkdir": errno.EEXIST,
+}  # fmt: skip
+
+
+class Choice(NamedTuple):
+    """Actor number *actor* goes on, and how its call goes."""
+
+    actor: int
+    how: str = GO
+
+
+class Violation(AssertionError):
+    """Something that must hold does not, after *trail*."""
+
+    def __init__(self, scenario: str, trail: Sequence[Choice], why: str, story: Sequence[str]) -> None:
+        steps = [choice.actor if choice.how == GO else tuple(choice) for choice in trail]
+        super().__init__("\n".join([f"{scenario}: {why}", *story, f"replay: {steps}"]))
+        self.trail, self.why = tuple(trail), why
+
+
+class _MoreShared(Exception):
+    """Something turned out to be touched by two actors that was thought to be touched by one."""
+
+
+@dataclass
+class Actor:
+    """
+    One process of a scenario and what it does.
+
+    Attributes:
+        may_crash, may_lose: whether its calls may be its last, and whether their replies may be lost or be EIO.
+    """
+
+    name: str
+    process: Process
+    act: Callable[[], object]
+    may_crash: bool = False
+    may_lose: bool = False
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """
+    A small world. *setup* makes it afresh for every run, and must do the same every time.
+
+    Attributes:
+        crashes, faults: how many there may be in one schedule.
+        finish: what recovers, after all actors have ended, and says what must then hold.
+    """
+
+    name: str
+    setup: Callable[[], tuple[World, Ledger, Sequence[Actor]]]
+    crashes: int = 0
+    faults: int = 0
+    finish: Callable[[World, Ledger], object] = lambda world, ledger: None
+
+
+@dataclass
+class Report:
+    """What was walked. *ends*: the states in which all actors have ended; *runs*: how often a world was made."""
+
+    scenario: str
+    states: int = 0
+    ends: int = 0
+    schedules: int = 0
+    runs: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.scenario}: {self.schedules:,} schedules, {self.states:,} states, {self.ends:,} ends"
+
+
+class _Running:
+    """An actor in one run: a greenlet that is stopped before its next choice, and what it has seen."""
+
+    def __init__(self, number: int, actor: Actor, tell: bool) -> None:
+        self.number, self.actor, self.tell = number, actor, tell
+        self.seen, self.count = 0, 0
+        self.is_private = False  # it stands before a call that nobody else minds: only it may go on
+        self.is_call = False  # and before one that may fail
+        self.doing = "begins"
+        self.story: list[str] = []
+        self.greenlet = greenlet(self._run)
+
+    def _run(self) -> None:
+        with contextlib.suppress(Crash):
+            self.actor.act()
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.greenlet.dead)
+
+    def see(self, what: object, doing: str) -> None:
+        self.seen = hash((self.seen, what))
+        self.count += 1
+        if self.tell:
+            self.story.append(f"{self.actor.name:>4} {doing} -> {what}")
+
+
+class Run:
+    """One schedule, as far as it was walked. It is the world's scheduler while it lasts."""
+
+    def __init__(self, scenario: Scenario, sharing: Sharing | None) -> None:
+        self.scenario, self._sharing = scenario, sharing
+        self.world, self.ledger, actors = scenario.setup()
+        self.choices: list[Choice] = []
+        self.calls: list[Choice] = []  # the same, with the calls that were no choice
+        self.story: list[str] = []
+        self.crashes, self.faults = scenario.crashes, scenario.faults
+        self._how = GO
+        self._main = getcurrent()
+        self._running = [_Running(number, actor, sharing is None) for number, actor in enumerate(actors)]
+        self._by_greenlet = {running.greenlet: running for running in self._running}
+        self.world.scheduler, self.world.on_word = self, self.word
+        for running in self._running:
+            self._advance(running)
+
+    # ---- as the scheduler
+
+    def call(self, process: Process, name: str, arguments: tuple[Any, ...], do: Callable[[], Any]) -> Any:
+        """See Scheduler."""
+        running = self._by_greenlet.get(getcurrent())
+        if running is None:
+            return do()
+        doing = f"{name} {_said(arguments)}"
+        how = self._stand(running, doing, touched(name, arguments), is_call=name in NAMED)
+        try:
+            if how == FAIL:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            result = do()
+            if how == LOST:
+                code = LOST_ANSWERS[name]
+                raise OSError(code, os.strerror(code))
+        except OSError as error:
+            running.see(errno.errorcode[error.errno or 0], doing if how == GO else f"{doing} ({how})")
+            raise
+        running.see(_hashed(result), doing)
+        return result
+
+    def word(self, what: str, word: tuple[int, int, int], do: Callable[[], int]) -> int:
+        """See OnWord."""
+        running = self._by_greenlet.get(getcurrent())
+        if running is None:
+            return do()
+        doing = f"{what} word {word}"
+        self._stand(running, doing, [(word, what == "writes")], is_call=False)
+        value = do()
+        running.see(value, doing)
+        return value
+
+    def _stand(self, running: _Running, doing: str, things: list[tuple[object, bool]], *, is_call: bool) -> str:
+        """Stop where there is a choice, until it is made; how the call shall go."""
+        if running.actor.process.has_crashed:
+            raise Crash
+        is_shared = self._sharing is None
+        actor = running.actor
+        may_crash = self.crashes > 0 and actor.may_crash
+        if self._sharing is not None:
+            if may_crash:  # and who asks whether it lives would see that
+                things.append((("process", actor.process.pid), True))
+            is_shared, is_new = self._sharing.touch(running.number, things)
+            if is_new:
+                raise _MoreShared
+        may_go_wrong = may_crash or (self.faults > 0 and actor.may_lose and is_call)
+        if not (is_shared or may_go_wrong):
+            self.calls.append(Choice(running.number))
+            return GO
+        running.doing, running.is_private, running.is_call = doing, not is_shared, is_call
+        self._main.switch()
+        if self._how == CRASH:
+            running.see(CRASH, doing)
+            actor.process.has_crashed = True
+            raise Crash
+        return self._how
+
+    # ---- walking
+
+    def options(self) -> list[Choice]:
+        """What may come next; empty at the end."""
+        found: list[Choice] = []
+        standing = [running for running in self._running if not running.is_over]
+        for running in standing:
+            if running.is_private:
+                standing = [running]
+        for running in standing:
+            found.append(Choice(running.number))
+            if self.crashes and running.actor.may_crash:
+                found.append(Choice(running.number, CRASH))
+            if self.faults and running.actor.may_lose and running.is_call:
+                found.append(Choice(running.number, FAIL))
+                if running.doing.partition(" ")[0] in LOST_ANSWERS:
+                    found.append(Choice(running.number, LOST))
+        return found
+
+    def step(self, choice: Choice) -> None:
+        """Let it come. Raises Violation."""
+        self.choices.append(choice)
+        self.calls.append(choice)
+        self.crashes -= choice.how == CRASH
+        self.faults -= choice.how in (LOST, FAIL)
+        self._how = choice.how
+        self._advance(self._running[choice.actor])
+
+    def _advance(self, running: _Running) -> None:
+        try:
+            running.greenlet.switch()
+            self.ledger.check()
+        except (Violation, _MoreShared):
+            raise
+        except Exception as error:
+            raise self._violation(f"{type(error).__name__}: {error}") from error
+        finally:
+            self.story += running.story
+            running.story.clear()
+
+    def end(self) -> None:
+        """All actors have ended: recover, and look."""
+        try:
+            with self.world.straight():
+                self.scenario.finish(self.world, self.ledger)
+        except Exception as error:
+            raise self._violation(f"at the end: {type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        """End the actors where they stand, without effect."""
+        for running in self._running:
+            running.actor.process.has_crashed = True
+            if running.greenlet and not running.is_over:
+                running.greenlet.throw(Crash)
+
+    def _violation(self, why: str) -> Violation:
+        return Violation(self.scenario.name, self.calls, why, self.story)
+
+    def state(self) -> int:
+        """Equal for runs that can only go on equally."""
+        return hash(
+            (
+                self.world.fingerprint(),
+                self.ledger.fingerprint(),
+                self.crashes,
+                self.faults,
+                tuple([(running.seen, running.count, running.greenlet.dead) for running in self._running]),
+            )
+        )
+
+
+@dataclass(slots=True)
+class _Node:
+    options: list[Choice]
+    children: list[int] = field(default_factory=list)
+
+
+def explore(scenario: Scenario, most: int = 100_000) -> Report:
+    """Walk all. Raises Violation, told in full; AssertionError where there are more than *most* states."""
+    sharing, report = Sharing(), Report(scenario.name)
+    while True:
+        try:
+            _walk(scenario, sharing, report, most)
+        except _MoreShared:
+            continue
+        except Violation as found:
+            replay(scenario, found.trail)
+            raise
+        return report
+
+
+def _walk(scenario: Scenario, sharing: Sharing, report: Report, most: int) -> None:
+    report.ends = 0
+    nodes: dict[int, _Node] = {}
+    waiting: list[tuple[tuple[Choice, ...], int]] = []  # a state with options left, and the choices that lead there
+    run = _started(scenario, sharing, report)
+    root = here = _arrived(run, run.state(), nodes, report)
+    while True:
+        while (node := nodes[here]).options:
+            choice = node.options.pop(0)
+            if node.options:
+                waiting.append((tuple(run.choices), here))
+            run.step(choice)
+            there = run.state()
+            node.children.append(there)
+            if there in nodes:
+                break
+            here = _arrived(run, there, nodes, report)
+            if len(nodes) > most:
+                raise AssertionError(f"{scenario.name}: more than {most:,} states; make it smaller")
+        run.close()
+        while waiting and not nodes[waiting[-1][1]].options:
+            waiting.pop()
+        if not waiting:
+            report.states, report.schedules = len(nodes), _paths(nodes, root)
+            return
+        choices, here = waiting.pop()
+        run = _started(scenario, sharing, report)
+        for choice in choices:
+            run.step(choice)
+
+
+def _started(scenario: Scenario, sharing: Sharing, report: Report) -> Run:
+    report.runs += 1
+    return Run(scenario, sharing)
+
+
+def _arrived(run: Run, state: int, nodes: dict[int, _Node], report: Report) -> int:
+    nodes[state] = _Node(run.options())
+    if not nodes[state].options:
+        report.ends += 1
+        run.end()
+    return state
+
+
+def _paths(nodes: dict[int, _Node], root: int) -> int:
+    """How many ways lead from *root* to an end."""
+    counts: dict[int, int] = {}
+    stack = [root]
+    while stack:
+        state = stack[-1]
+        missing = [child for child in nodes[state].children if child not in counts]
+        if missing:
+            stack.extend(missing)
+            continue
+        counts[stack.pop()] = sum(counts[child] for child in nodes[state].children) or 1
+    return counts[root]
+
+
+def replay(scenario: Scenario, trail: Sequence[int | tuple[int, str]]) -> None:
+    """Walk one trail alone, every call a step. Raises the Violation that it leads to, with each step told."""
+    run = Run(scenario, None)
+    for step in trail:
+        run.step(Choice(step) if isinstance(step, int) else Choice(*step))
+    if not run.options():
+        run.end()
+    run.close()
+
+
+def _said(arguments: tuple[Any, ...]) -> str:
+    return " ".join(part for part in arguments if isinstance(part, str))
+
+
+def _hashed(result: object) -> object:
+    """What of a call's *result* its caller can see, to be compared."""
+    if result is None or isinstance(result, int | str | bytes):
+        return result
+    if isinstance(result, Entries):
+        return tuple(entry.name for entry in result)
+    if isinstance(result, list):
+        return tuple(result)
+    if isinstance(result, os.stat_result):
+        return (result.st_mode, result.st_ino, result.st_nlink, result.st_size, result.st_ctime_ns)
+    return str(result)
