@@ -106,6 +106,34 @@ def test_a_directory_that_renames_cannot_reach_is_refused(rig):
         pool.spool.directory.check_renames()
 
 
+def test_a_probe_that_a_filer_takes_is_tried_again(rig):
+    pool = rig.pool()
+    taken = []
+
+    def filer(name, arguments):
+        if name == "rename" and "/incoming/.probe" in arguments[1] and not taken:
+            taken.append(arguments[1])
+            os.unlink(arguments[1])
+
+    pool.system.after = filer
+    pool.spool.directory.check_renames()
+    assert len(taken) == 1
+    assert rig.files("tmp") == []
+
+
+def test_a_meta_whose_check_digits_fit_by_chance_is_no_message(rig):
+    name = next(f"report-{number}.csv" for number in range(10**6) if _fits_meta(f"report-{number}.csv"))
+    pool = rig.pool()
+    pool.spool.put(b"x", name)
+    pool.spool.reject(pool.claim(), "a reason")
+    assert [listed.name for listed in pool.spool.list("errors")] == [name]
+    assert pool.spool.depth().errors == 1
+
+
+def _fits_meta(name):
+    return names.check(name) == names.check(f"{name}.meta")
+
+
 # ---- two of one name
 
 

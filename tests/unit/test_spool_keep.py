@@ -168,6 +168,16 @@ def flat(rig: Rig, name: str) -> None:
     (rig.path / "pending" / name).write_bytes(b"flat")
 
 
+def test_a_stale_flat_claim_under_a_mark_goes_back_for_its_token_is_unique(rig):
+    pool = rig.pool()
+    pool.spool.enter(b"flat", "report.csv")
+    (file,) = rig.files("incoming")
+    (rig.path / "incoming" / file).rename(rig.path / "pending" / file)
+    assert [listed.name for listed in pool.spool.list("claimed")] == ["report.csv"]
+    pool.rounds(12, every_s=10)
+    assert pool.claim().name == "report.csv"
+
+
 @pytest.mark.parametrize("name", [OURS, MENTAT])
 def test_a_stale_flat_claim_whose_name_is_unique_goes_back(rig, name):
     pool = rig.pool()

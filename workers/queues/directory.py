@@ -20,7 +20,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from workers.errors import QueueMissing, QueueRefused, QueueUnavailable
@@ -29,6 +29,7 @@ from workers.system import System
 
 FORMAT = 1
 LEASE_INTERVAL_S, LEASE_TIMEOUT_S, STALE_AFTER_S = 5.0, 60.0, 600.0
+PROBES_MAX = 10
 SHORTEST_S, LONGEST_S = 0.001, 1e9
 STATE_DIRECTORIES = ("incoming", "pending", "errors", "tmp", "deferred")
 FOREIGN_DIRECTORIES = ("incoming", "pending", "errors", "tmp")  # what a filer program makes
@@ -182,24 +183,33 @@ class Directory:
 
     def check_renames(self) -> None:
         """Rename a real file through all directories: equal device numbers are no proof (quotas, bind mounts)."""
-        probe = f".probe.{self.system.random_bytes(8).hex()}"
         places = [self.tmp, self.incoming, self.pending, self.deferred, self.errors]
         if self.system.is_directory(self.done):
             places.append(self.done)
         places.append(self.tmp)
-        here = os.path.join(self.tmp, probe)
         try:
-            self.write_file(here, b"", durable=False)
-            for place in places[1:]:
-                there = os.path.join(place, probe)
-                self.system.rename(here, there)
-                here = there
-            self.system.unlink(here)
+            # RACE: a filer program beside us takes the probe for a message.
+            # See test_a_probe_that_a_filer_takes_is_tried_again.
+            for _ in range(PROBES_MAX - 1):
+                with contextlib.suppress(FileNotFoundError):
+                    self._send_probe(places)
+                    return
+            self._send_probe(places)
         except OSError as error:
             raise QueueRefused(
                 f"the queue {self.path} cannot be used: renaming between its directories fails at "
                 f"{error.filename2 or error.filename}: {error.strerror}; all must be writable and on one filesystem"
             ) from error
+
+    def _send_probe(self, places: Sequence[str]) -> None:
+        probe = f".probe.{self.system.random_bytes(8).hex()}"
+        here = os.path.join(places[0], probe)
+        self.write_file(here, b"", durable=False)
+        for place in places[1:]:
+            there = os.path.join(place, probe)
+            self.system.rename(here, there)
+            here = there
+        self.system.unlink(here)
 
     # ---- moves
 

@@ -304,7 +304,7 @@ class SpoolKeeper:
             return
         if file.startswith(".") or not self._is_older(path, limit_ns):
             return
-        if not (names.is_unique(mark.name) or self._spool.settings.reap_foreign):
+        if not (mark.token or names.is_unique(mark.name) or self._spool.settings.reap_foreign):
             if file not in self._strange:
                 self._strange.add(file)
                 log.warning(
@@ -326,9 +326,10 @@ class SpoolKeeper:
             files = self._system.listdir(place)
         except FileNotFoundError:
             return
+        known = set(files)
         for file in files:
             path = os.path.join(place, file)
-            if is_meta(file) or not self._is_older(path, now_ns - int(keep_s * 1e9)):
+            if is_meta(file, known) or not self._is_older(path, now_ns - int(keep_s * 1e9)):
                 continue
             if self._system.is_directory(path):
                 continue  # left by a handler; a tree is for a person to look at

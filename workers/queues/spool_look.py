@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from workers.errors import QueueUnavailable
 from workers.queues import names
@@ -25,14 +25,15 @@ META = ".meta"
 META_BYTES_MAX = 1 << 20
 
 
-def is_meta(file: str, files: set[str] | None = None) -> bool:
-    """Whether a name in errors/ is the .meta of another: by the mark, or (foreign) because the other is there."""
+def is_meta(file: str, files: Set[str]) -> bool:
+    """Whether a name of errors/, which holds *files*, is the .meta of another: it is there, or the mark says so."""
     if not file.endswith(META):
         return False
-    if names.parse(file).token:
-        return False
     base = file.removesuffix(META)
-    return bool(names.parse(base).token) or (files is not None and base in files)
+    # Before the mark is asked: the four check digits of one name in 65,536 fit NAME.meta as well.
+    if base in files:
+        return True
+    return not names.parse(file).token and bool(names.parse(base).token)
 
 
 class _Ages:
@@ -97,7 +98,7 @@ def _files(directory: Directory, state: str) -> Iterator[tuple[str, str, str]]:
                 if not names.is_ignored(owner) and not directory.system.is_directory(
                     os.path.join(directory.pending, owner)
                 ):
-                    yield directory.pending, owner, owner
+                    yield directory.pending, owner, names.parse(owner).name
                 continue
             place = os.path.join(directory.pending, owner)
             try:
