@@ -15,12 +15,16 @@ from pathlib import Path
 from tests.waiting import until
 from workers import Forward, Message, Reject, Retry
 
-HANDLING_S = 0.005  # what a message costs in the storm
+HANDLING_S = 0.005  # what a message costs work()
 
 
-def write(text: str) -> None:
-    """Append a line to this process's file of the journal; one call, so a kill leaves it whole or not at all."""
-    path = Path(os.environ["JOURNAL"]) / str(os.getpid())
+def write(text: str, to: str = "") -> None:
+    """
+    Append a line to this process's file of the journal; one call, so a kill leaves it whole or not at all.
+
+    *to* names the file better than a process number, which is used again.
+    """
+    path = Path(os.environ["JOURNAL"]) / (to or str(os.getpid()))
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:
         os.write(fd, f"{text}\n".encode())

@@ -182,18 +182,18 @@ class Pool:
         self.send(number)
         return self.wait(timeout_s)
 
-    def get(self, path: str) -> tuple[int, str]:
+    def get(self, path: str, timeout_s: float = 10.0) -> tuple[int, str]:
         """Ask its exporter; status and text."""
         try:
-            with urllib.request.urlopen(f"http://{self.status['listen']}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://{self.status['listen']}{path}", timeout=timeout_s) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode()
 
-    def scrape(self) -> Series:
+    def scrape(self, timeout_s: float = 10.0) -> Series:
         """Every sample of /metrics."""
-        return series(self.get("/metrics")[1])
+        return series(self.get("/metrics", timeout_s)[1])
 
 
 @dataclass

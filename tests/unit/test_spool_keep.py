@@ -253,6 +253,16 @@ def test_in_tmp_only_our_own_shape_is_deleted_the_rest_goes_to_errors(rig):
     assert metas(rig)[0]["reason"] == "abandoned in tmp"
 
 
+def test_a_probe_that_its_keeper_was_killed_over_is_removed_wherever_it_lies(rig):
+    pool = rig.pool()
+    places = [rig.path / place for place in ("tmp", "incoming", "pending", "deferred", "errors")]
+    for place in places:
+        (place / ".probe.0011223344556677").touch()
+    assert pool.rounds(9, every_s=10).temporary == 0
+    assert pool.rounds(14, every_s=10).temporary == len(places)
+    assert not [path for place in places for path in place.glob(".probe.*")]
+
+
 # ---- due, prune
 
 

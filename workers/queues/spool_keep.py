@@ -58,6 +58,7 @@ class SpoolKeeper:
         self._unlisted: set[str] = set()
         self._beat_ns = 0
         self._swept_ns = 0
+        self._probed_ns = 0
         self._strange: set[str] = set()
 
     # ---- the round
@@ -276,6 +277,9 @@ class SpoolKeeper:
     def _sweep(self, kept: Kept) -> None:
         now_ns = self.lease.filesystem_now_ns()
         stale_ns = int(self._directory.times.stale_after_s * 1e9)
+        if not self._probed_ns or self._swept_ns - self._probed_ns >= stale_ns:
+            self._probed_ns = self._swept_ns
+            self._sweep_probes(now_ns - stale_ns, kept)
         for file in self._system.listdir(self._directory.tmp):
             path = os.path.join(self._directory.tmp, file)
             if file.startswith(".nfs") or not self._is_older(path, now_ns - stale_ns):
@@ -292,6 +296,18 @@ class SpoolKeeper:
                 self._sweep_flat(file, now_ns - stale_ns, kept)
         self._prune(self._directory.done, self._spool.settings.keep_done_s, now_ns, kept)
         self._prune(self._directory.errors, self._spool.settings.keep_errors_s, now_ns, kept)
+
+    def _sweep_probes(self, limit_ns: int, kept: Kept) -> None:
+        """A keeper killed as it opened the queue left its probe wherever it had got to. Called seldom: it lists all."""
+        directory = self._directory
+        for place in (directory.incoming, directory.pending, directory.deferred, directory.errors, directory.done):
+            for file in self._listing(place):
+                path = os.path.join(place, file)
+                if not file.startswith(".probe.") or not self._is_older(path, limit_ns):
+                    continue
+                if not self._system.is_directory(path):
+                    directory.remove(path)
+                    kept.temporary += 1
 
     def _sweep_flat(self, file: str, limit_ns: int, kept: Kept) -> None:
         """A claim of a foreign filer program: back when it is stale and its name is unique by shape."""
@@ -319,15 +335,18 @@ class SpoolKeeper:
             kept.too_old += 1
             log.warning("%s: stale claim %s goes back", self._spool.url, names.shown(mark.name))
 
+    def _listing(self, place: str) -> list[str]:
+        """The names in *place*; none when it was never made, as done/ may be."""
+        try:
+            return self._system.listdir(place)
+        except FileNotFoundError:
+            return []
+
     def _prune(self, place: str, keep_s: float | None, now_ns: int, kept: Kept) -> None:
         if keep_s is None:
             return
-        try:
-            files = self._system.listdir(place)
-        except FileNotFoundError:
-            return
-        known = set(files)
-        for file in files:
+        known = set(self._listing(place))
+        for file in known:
             path = os.path.join(place, file)
             if is_meta(file, known) or not self._is_older(path, now_ns - int(keep_s * 1e9)):
                 continue
