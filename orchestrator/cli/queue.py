@@ -56,7 +56,8 @@ class _TakesFiles(Protocol):
 @click.option(
     "--durable/--no-durable",
     default=None,
-    help="Survive a power failure, or do not wait for the disk. By default as far as the protocol can.",
+    help="Survive a power failure, or do not wait for the disk: a power failure may then take the message away or "
+    "cut it short. By default as far as the protocol can.",
 )
 def put(
     *,

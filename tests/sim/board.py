@@ -52,8 +52,8 @@ class Words:
 class Board(real.Board):
     """A board of one queue and few workers, in ordinary memory."""
 
-    def __init__(self, world: World) -> None:
-        self.memory = bytearray(SLOT_SIZE * (1 + QUEUES + WORKERS))
+    def __init__(self, world: World, memory: bytes | None = None) -> None:
+        self.memory = bytearray(memory or SLOT_SIZE * (1 + QUEUES + WORKERS))
         view = memoryview(self.memory)
         self.header = Slot(view, 0)
         self.queues = [Slot(view, 1 + number) for number in range(QUEUES)]

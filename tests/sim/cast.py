@@ -17,13 +17,14 @@ from functools import cache
 from tests.sim.board import Board
 from tests.sim.disk import Disk
 from tests.sim.explore import Actor
-from tests.sim.kernel import Process, World
+from tests.sim.kernel import Pipe, Process, World
 from tests.sim.ledger import Ledger
 from workers.board import WorkerText
-from workers.errors import ClaimLost, InputGone, QueueUnavailable
+from workers.errors import ClaimLost, InputGone, MessageExists, QueueUnavailable
 from workers.message import Claim
 from workers.queues import names
-from workers.queues.base import Consumer, Settings
+from workers.queues.base import Cause, Consumer, Kept, Settings
+from workers.queues.directory import Directory
 from workers.queues.spool import Spool
 from workers.queues.spool_keep import SpoolKeeper
 
@@ -48,9 +49,36 @@ def make_world(*paths: str, network: str | None = None) -> tuple[World, Ledger]:
     return world, Ledger(world)
 
 
+_opened: dict[tuple[str, Settings, str | None], dict[str, object]] = {}
+
+
+def open_spool(path: str, settings: Settings, process: Process) -> Spool:
+    """The queue at *path*, without a call if it was ever opened with these *settings*: for many worlds alike."""
+    key = path, settings, process.world.network
+    opened = Directory.open
+    if key in _opened:
+        Directory.open = lambda directory, _: vars(directory).update(_opened[key])  # type: ignore[method-assign]
+    try:
+        spool = Spool(path, settings, system=process, host=process.host)
+    finally:
+        Directory.open = opened  # type: ignore[method-assign]
+    found = vars(spool.directory)
+    _opened.setdefault(key, {name: found[name] for name in ("network", "id", "times")})
+    return spool
+
+
+@cache
+def _made_board(path: str, workers: int) -> bytes:
+    board = Board(World())
+    slot = board.take_queue("q", path)
+    for index in range(workers):
+        board.take_worker(slot, index)
+    return bytes(board.memory)
+
+
 def user(world: World, path: str = QUEUE, pid: int = 1, host: str = "user") -> Spool:
     """The queue at *path* as somebody opens it who only puts, looks and requeues."""
-    return Spool(path, SETTINGS, system=world.process(pid, host), host=host)
+    return open_spool(path, SETTINGS, world.process(pid, host))
 
 
 class Pool:
@@ -60,29 +88,30 @@ class Pool:
         self, world: World, host: str, pid: int, settings: Settings = SETTINGS, *, path: str = QUEUE, beats: bool = True
     ) -> None:
         self.world, self.host, self.pid, self.settings, self.path = world, host, pid, settings, path
-        self.board = Board(world)
-        self.slot = self.board.take_queue("q", path)
+        world.pools.append(self)
+        self.board = Board(world, _made_board(path, 2))
+        self.slot = 0
         self.master = names.master_name(host, world.process(pid, host))
         self.keeper_process = world.process(pid + 1, host)
-        self.keeping = Spool(path, settings, system=self.keeper_process, host=host)
+        self.keeping = open_spool(path, settings, self.keeper_process)
         self.keeper: SpoolKeeper = self.keeping.keeper(self._consumer(0))
         if beats:
             self.keeper.lease.beat()
 
+    def another_keeper(self, process: Process) -> SpoolKeeper:
+        """The one that follows the first, or a second one beside it by mistake."""
+        return open_spool(self.path, self.settings, process).keeper(self._consumer(0))
+
     def _consumer(self, index: int) -> Consumer:
         return Consumer(self.master, self.board, self.slot, self.board.take_worker(self.slot, index), index)
 
-    def worker(self, index: int = 0) -> Spool:
-        """A worker's queue, over a process of its own."""
+    def worker(self, index: int = 0, pipe: Pipe | None = None) -> Spool:
+        """A worker's queue, over a process of its own; *pipe* is what its feeder fills."""
         process = self.world.process(self.pid + 10 + index, self.host)
-        spool = Spool(self.path, self.settings, system=process, host=self.host)
-        spool.attach(self._consumer(index))
+        spool = open_spool(self.path, self.settings, process)
+        consumer = self._consumer(index)
+        spool.attach(replace(consumer, feed=process.hold(pipe)) if pipe else consumer)
         return spool
-
-    def owner(self, index: int = 0) -> str:
-        """Whom the board names, without a call; one that is nobody's while it names nobody."""
-        with self.world.straight():
-            return self.board.worker(index).text(WorkerText.OWNER) or "nobody"
 
     def bury(self, index: int = 0) -> str:
         """Take a dead worker off the board, as its master does; its owner's name."""
@@ -104,13 +133,19 @@ def work(
     handle: Callable[[Claim], object] = lambda _: None,
     following: Spool | None = None,
     stays: bool = False,
+    holds: bool = False,
 ) -> Callable[[], None]:
-    """A worker that looks *times* times, settles each message by the verb *settle*, and leaves unless it *stays*."""
+    """
+    A worker that looks *times* times, settles each message by the verb *settle*, and leaves unless it *stays*.
+
+    *holds*: it has claimed its first message before all begins.
+    """
+    in_hand = [spool.claim()] if holds else []
 
     def act() -> None:
         for _ in range(times):
             with suppress(QueueUnavailable):
-                if (claim := spool.claim()) is None:
+                if (claim := in_hand.pop() if in_hand else spool.claim()) is None:
                     spool.settle_leftovers()
                 else:
                     body = body_of(spool, claim)
@@ -119,9 +154,17 @@ def work(
                     _settle(spool, claim, ledger, settle, following)
         if not stays:
             with suppress(QueueUnavailable):
-                spool.detach()
+                leave(spool, ledger)
 
     return act
+
+
+def leave(spool: Spool, ledger: Ledger) -> None:
+    """A worker leaves, and says what it has left."""
+    ours = spool._owner_path
+    spool.detach()
+    if ours:
+        ledger.left.append(ours)
 
 
 def _settle(spool: Spool, claim: Claim, ledger: Ledger, settle: str, following: Spool | None) -> None:
@@ -138,7 +181,9 @@ def _settle(spool: Spool, claim: Claim, ledger: Ledger, settle: str, following: 
                 spool.release(claim)
             else:
                 assert following is not None
-                spool.forward(claim, following, [body + b"+"] if settle == "forward anew" else None)
+                bodies = [body + b"+"] if settle == "forward anew" else None
+                ledger.repeated.update(bodies or [])  # it is put again by whoever gets the message next
+                spool.forward(claim, following, bodies)
         except (ClaimLost, InputGone):
             ledger.was_settled(body, "lost")
         except QueueUnavailable:
@@ -159,9 +204,19 @@ def put(spool: Spool, ledger: Ledger, body: bytes, name: str | None = None, dela
     """A producer of one message, that says what it was answered."""
 
     def act() -> None:
-        with suppress(QueueUnavailable):
-            spool.put(body, name, delay=delay)
+        with suppress(QueueUnavailable, MessageExists):
+            spool.put(body, name, delay=delay, durable=False)
             ledger.was_put(body)
+
+    return act
+
+
+def move_due(keeper: SpoolKeeper) -> Callable[[], None]:
+    """The part of a keeper's round that moves what is due."""
+
+    def act() -> None:
+        with suppress(QueueUnavailable, OSError):
+            keeper._move_due(Kept())  # a whole round has too many orders
 
     return act
 
@@ -177,13 +232,25 @@ def keep(keeper: SpoolKeeper, rounds: int = 1) -> Callable[[], None]:
     return act
 
 
-def release(pool: Pool, owner: Callable[[], str], after_s: float = 5.0) -> Callable[[], None]:
-    """A keeper of *pool* takes *owner* for dead, rightly or not, after a lease's time without a beat of its master."""
+def pass_time(world: World, *alive: Pool, seconds: float = 5.0) -> None:
+    """More than a lease's time has passed since all pools have beaten, but *alive*."""
+    world.moved_ns += int(seconds * 1e9)
+    for pool in alive:
+        pool.keeper.lease.beat()
+
+
+def release(pool: Pool, *dead: Pool, after_s: float = 0.0, cause: Cause = "unknown") -> Callable[[], None]:
+    """A keeper of *pool* takes *dead* for it, rightly or not, when *after_s* have passed without a beat of theirs."""
+    masters = {one.master for one in dead}
 
     def act() -> None:
-        pool.keeper_process.advance(after_s)
-        with suppress(QueueUnavailable):
-            pool.keeper.release_owner(owner(), "unknown")
+        if after_s:
+            pool.keeper_process.advance(after_s)
+        with suppress(QueueUnavailable, OSError):
+            for directory in pool.keeper_process.listdir(pool.keeping.directory.pending):
+                owner = names.parse_owner(directory)
+                if owner is not None and owner.master in masters:
+                    pool.keeper.release_owner(directory, cause)
 
     return act
 

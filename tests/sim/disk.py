@@ -17,7 +17,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 FILE, DIRECTORY, LINK = stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK
@@ -57,6 +57,10 @@ class Inode:
     def is_directory(self) -> bool:
         """Whether it is one."""
         return self.kind == DIRECTORY
+
+    def copy(self) -> Inode:
+        """Another like it, and empty if it is a directory."""
+        return Inode(self.number, self.kind, self.ctime_ns, self.mtime_ns, self.data, self.links)
 
     def result(self) -> os.stat_result:
         """What stat(2) says of it."""
@@ -130,19 +134,20 @@ class Disk:
     def copy_of(self, other: Disk) -> None:
         """Become as *other* is, without a call: for many worlds that begin alike. Nothing there may have two names."""
         self._made = dict(other._made)
-        self.directories = {path: replace(one, entries={}) for path, one in other.directories.items()}
+        self.directories = {path: one.copy() for path, one in other.directories.items()}
         for path, one in other.directories.items():
             here = self.directories[path].entries
             for name, inode in one.entries.items():
                 below = f"{path.rstrip('/')}/{name}"
-                here[name] = self.directories[below] if inode.is_directory else replace(inode)
+                here[name] = self.directories[below] if inode.is_directory else inode.copy()
 
     def fingerprint(self) -> int:
-        """Equal for equal trees, with their times and contents."""
+        """Equal for equal trees, with the files' contents and times (a directory's are looked at by nobody)."""
         return hash(
-            tuple(
-                (path, tuple(sorted((name, inode.number, inode.data, inode.ctime_ns) for name, inode in found)))
-                for path, found in sorted((path, one.entries.items()) for path, one in self.directories.items())
+            frozenset(
+                (path, name, inode.number, inode.data, 0 if inode.is_directory else inode.ctime_ns)
+                for path, one in self.directories.items()
+                for name, inode in one.entries.items()
             )
         )
 

@@ -7,7 +7,9 @@ the call fails, is done and its reply lost, or never comes because the process i
 All choices are walked, with two savings that leave nothing out:
 
 - Two ways that lead to equal states (the disk, the board, the clock, and all that each
-  actor has seen) are walked on once. Schedules are counted as paths, exactly.
+  actor has seen) are walked on once. Schedules are counted as paths, exactly. Of two
+  steps that touch nothing in common only one order is walked: the other one leads to the
+  same state, and is counted without being made.
 - A call whose things (names, listings, words, see sharing) no other actor ever touches
   in a way that matters makes no difference to anybody, whenever it comes: the actor
   goes straight on. What is touched by two is found out while walking; when that is
@@ -28,15 +30,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from greenlet import getcurrent, greenlet
 
-from tests.sim.kernel import NAMED, Crash, Entries, Process, World
+from tests.sim.kernel import NAMED, OPENED, Crash, Entries, Process, World
 from tests.sim.ledger import Ledger
-from tests.sim.sharing import Sharing, touched
+from tests.sim.sharing import Sharing, Thing, do_meet, touched
 
 GO, CRASH, LOST, FAIL = "go", "crash", "lost", "fail"
 LOST_ANSWERS = {  # of a call that was done and is repeated by the client: what the server says the second time
@@ -120,7 +123,7 @@ class _Running:
         self.seen, self.count = 0, 0
         self.is_private = False  # it stands before a call that nobody else minds: only it may go on
         self.is_call = False  # and before one that may fail
-        self.doing = "begins"
+        self.doing, self.things = "begins", cast("list[Thing]", [])
         self.story: list[str] = []
         self.greenlet = greenlet(self._run)
 
@@ -165,7 +168,10 @@ class Run:
         if running is None:
             return do()
         doing = f"{name} {_said(arguments)}"
-        how = self._stand(running, doing, touched(name, arguments), is_call=name in NAMED)
+        things = touched(name, arguments)
+        if name in OPENED and (pipe := process.pipe(arguments[0])) is not None:
+            things = [(("pipe", self.world.pipes.index(pipe)), name != "unread")]
+        how = self._stand(running, doing, things, is_call=name in NAMED)
         try:
             if how == FAIL:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -190,7 +196,7 @@ class Run:
         running.see(value, doing)
         return value
 
-    def _stand(self, running: _Running, doing: str, things: list[tuple[object, bool]], *, is_call: bool) -> str:
+    def _stand(self, running: _Running, doing: str, things: list[Thing], *, is_call: bool) -> str:
         """Stop where there is a choice, until it is made; how the call shall go."""
         if running.actor.process.has_crashed:
             raise Crash
@@ -207,7 +213,8 @@ class Run:
         if not (is_shared or may_go_wrong):
             self.calls.append(Choice(running.number))
             return GO
-        running.doing, running.is_private, running.is_call = doing, not is_shared, is_call
+        running.doing, running.things = doing, things
+        running.is_private, running.is_call = not is_shared, is_call
         self._main.switch()
         if self._how == CRASH:
             running.see(CRASH, doing)
@@ -255,6 +262,10 @@ class Run:
             self.story += running.story
             running.story.clear()
 
+    def left(self) -> int:
+        """Equal for ends that leave the same behind."""
+        return hash((self.world.fingerprint(), self.ledger.fingerprint(), self.ledger.entered()))
+
     def end(self) -> None:
         """All actors have ended: recover, and look."""
         try:
@@ -281,15 +292,38 @@ class Run:
                 self.ledger.fingerprint(),
                 self.crashes,
                 self.faults,
-                tuple([(running.seen, running.count, running.greenlet.dead) for running in self._running]),
+                tuple([(running.seen, running.doing, running.greenlet.dead) for running in self._running]),
             )
         )
+
+    def things(self) -> list[list[Thing]]:
+        """What the next step of each actor touches."""
+        return [running.things for running in self._running]
 
 
 @dataclass(slots=True)
 class _Node:
-    options: list[Choice]
-    children: list[int] = field(default_factory=list)
+    options: list[Choice]  # not walked yet
+    things: list[list[Thing]]
+    children: dict[Choice, int] = field(default_factory=dict)
+    parents: list[tuple[_Node, Choice]] = field(default_factory=list)
+
+    def lead(self, choice: Choice, there: int, node: _Node) -> None:
+        """Let *choice* lead to the state *there*."""
+        self.children[choice] = there
+        node.parents.append((self, choice))
+
+    def known(self, choice: Choice, nodes: dict[int, _Node]) -> int | None:
+        """Where *choice* leads, if it was made just before the step that led here, and neither minds the other."""
+        if choice.how != GO:
+            return None
+        for parent, last in self.parents:
+            # A step that goes wrong is like no other: how many more may go wrong decides where actors stop.
+            if last.how == GO and last.actor != choice.actor and choice in parent.children:
+                there = nodes[parent.children[choice]].children.get(last)
+                if there is not None and not do_meet(parent.things[last.actor], parent.things[choice.actor]):
+                    return there
+        return None
 
 
 def explore(scenario: Scenario, most: int = 100_000) -> Report:
@@ -307,29 +341,34 @@ def explore(scenario: Scenario, most: int = 100_000) -> Report:
 
 
 def _walk(scenario: Scenario, sharing: Sharing, report: Report, most: int) -> None:
-    report.ends = 0
     nodes: dict[int, _Node] = {}
+    ends: set[int] = set()
     waiting: list[tuple[tuple[Choice, ...], int]] = []  # a state with options left, and the choices that lead there
     run = _started(scenario, sharing, report)
-    root = here = _arrived(run, run.state(), nodes, report)
+    root = here = run.state()
+    _arrived(run, root, nodes, ends)
     while True:
-        while (node := nodes[here]).options:
-            choice = node.options.pop(0)
+        while (choice := _next(here, nodes)) is not None:
+            node = nodes[here]
             if node.options:
                 waiting.append((tuple(run.choices), here))
             run.step(choice)
             there = run.state()
-            node.children.append(there)
-            if there in nodes:
+            is_new = there not in nodes
+            if is_new:
+                _arrived(run, there, nodes, ends)
+            node.lead(choice, there, nodes[there])
+            if not is_new:
                 break
-            here = _arrived(run, there, nodes, report)
+            here = there
             if len(nodes) > most:
                 raise AssertionError(f"{scenario.name}: more than {most:,} states; make it smaller")
         run.close()
-        while waiting and not nodes[waiting[-1][1]].options:
+        while waiting and not _skip(waiting[-1][1], nodes):
             waiting.pop()
         if not waiting:
             report.states, report.schedules = len(nodes), _paths(nodes, root)
+            report.ends = sum(not node.children for node in nodes.values())
             return
         choices, here = waiting.pop()
         run = _started(scenario, sharing, report)
@@ -342,12 +381,27 @@ def _started(scenario: Scenario, sharing: Sharing, report: Report) -> Run:
     return Run(scenario, sharing)
 
 
-def _arrived(run: Run, state: int, nodes: dict[int, _Node], report: Report) -> int:
-    nodes[state] = _Node(run.options())
-    if not nodes[state].options:
-        report.ends += 1
+def _arrived(run: Run, state: int, nodes: dict[int, _Node], ends: set[int]) -> None:
+    nodes[state] = _Node(run.options(), run.things())
+    # Who is left to look sees the world and the accounts, and not what the actors had seen.
+    if not nodes[state].options and (left := run.left()) not in ends:
+        ends.add(left)
         run.end()
-    return state
+
+
+def _skip(here: int, nodes: dict[int, _Node]) -> bool:
+    """Let each option of *here* lead where it is known to lead; whether others are left, of which the first is next."""
+    node = nodes[here]
+    while node.options:
+        there = node.known(node.options[0], nodes)
+        if there is None:
+            return True
+        node.lead(node.options.pop(0), there, nodes[there])
+    return False
+
+
+def _next(here: int, nodes: dict[int, _Node]) -> Choice | None:
+    return nodes[here].options.pop(0) if _skip(here, nodes) else None
 
 
 def _paths(nodes: dict[int, _Node], root: int) -> int:
@@ -356,11 +410,12 @@ def _paths(nodes: dict[int, _Node], root: int) -> int:
     stack = [root]
     while stack:
         state = stack[-1]
-        missing = [child for child in nodes[state].children if child not in counts]
+        children = nodes[state].children.values()
+        missing = [child for child in children if child not in counts]
         if missing:
             stack.extend(missing)
             continue
-        counts[stack.pop()] = sum(counts[child] for child in nodes[state].children) or 1
+        counts[stack.pop()] = sum(counts[child] for child in children) or 1
     return counts[root]
 
 
@@ -387,5 +442,6 @@ def _hashed(result: object) -> object:
     if isinstance(result, list):
         return tuple(result)
     if isinstance(result, os.stat_result):
-        return (result.st_mode, result.st_ino, result.st_nlink, result.st_size, result.st_ctime_ns)
+        ctime_ns = 0 if stat.S_ISDIR(result.st_mode) else result.st_ctime_ns  # a directory's is looked at by nobody
+        return (result.st_mode, result.st_ino, result.st_nlink, result.st_size, ctime_ns)
     return str(result)

@@ -66,6 +66,8 @@ class World:
         self.moved_ns = 0
         self.disk = Disk(lambda: START_NS + self.moved_ns)
         self.boards: list[Board] = []
+        self.pools: list[Any] = []
+        self.pipes: list[Pipe] = []  # those whose content is part of the world's state
         self.on_word: OnWord | None = None
         self.processes: dict[int, Process] = {}
 
@@ -79,10 +81,11 @@ class World:
         return pid in self.processes and not self.processes[pid].has_crashed
 
     def fingerprint(self) -> int:
-        """Equal for equal worlds: the disk, the boards, the clock, who is alive."""
+        """Equal for equal worlds: the disk, the boards, the pipes, the clock, who is alive."""
         boards = tuple([bytes(board.memory) for board in self.boards])
         crashed = tuple([process.has_crashed for process in self.processes.values()])
-        return hash((self.disk.fingerprint(), boards, self.moved_ns, crashed))
+        pipes = tuple([tuple(pipe.packets) for pipe in self.pipes])
+        return hash((self.disk.fingerprint(), boards, pipes, self.moved_ns, crashed))
 
     @contextlib.contextmanager
     def straight(self) -> Iterator[None]:
@@ -132,10 +135,10 @@ class Process(System):
         self.disk.rmdir(self, path)
 
     def _listdir(self, path: str) -> list[str]:
-        return list(self.disk.directory(path).entries)
+        return sorted(self.disk.directory(path).entries)  # in one order, or equal worlds would be told apart by it
 
     def _scandir(self, path: str) -> Entries:
-        return Entries(Entry(name, inode.kind) for name, inode in self.disk.directory(path).entries.items())
+        return Entries(Entry(name, inode.kind) for name, inode in sorted(self.disk.directory(path).entries.items()))
 
     def _lstat(self, path: str) -> os.stat_result:
         return self.disk.inode(path).result()
@@ -196,6 +199,11 @@ class Process(System):
 
     def _syncfs(self, fd: int) -> None:
         self.disk.sync(self, self._file(fd), "syncfs")
+
+    def pipe(self, fd: int) -> Pipe | None:
+        """The pipe behind *fd*, without a call; None where there is none."""
+        file = self._files.get(fd)
+        return file if isinstance(file, Pipe) else None
 
     def descriptors(self) -> list[Any]:
         """What is held open, pipes left out."""

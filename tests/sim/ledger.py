@@ -10,7 +10,12 @@ single call:
   directory in which it lies;
 - no rename puts one file in the place of another;
 - a settle that was answered "done" has a message that is gone, and no message is done
-  twice.
+  twice;
+- nobody takes anything from the directory of a worker whose lease is good (*live*);
+- a worker that has left leaves no directory.
+
+One name at most is also why no two processes can hold a message at one moment: each
+settle is a call on the holder's own name of it.
 
 Messages are told apart by their bodies, which a scenario makes all different.
 See also: disk (Change), explore (checks after each step), cast (recover).
@@ -49,6 +54,10 @@ class Ledger:
         self.outcomes: Counter[tuple[bytes, str]] = Counter()
         self.finished: set[Inode] = set()
         self.may_have_copies = False  # an operator lays links and copies into incoming/
+        self.repeated: set[bytes] = set()  # bodies that may come twice, as documented
+        self.live: set[Process] = set()  # workers that nobody may take for dead, unless they are
+        self.foreign: set[Process] = set()  # programs that claim without a directory of their own
+        self.left: list[str] = []  # the directories of workers that have left
         self._owners: dict[str, Process] = {}
         self._wrong: list[str] = []
         world.disk.listeners.append(self._listen)
@@ -70,10 +79,13 @@ class Ledger:
         self.outcomes[body, outcome] += 1
         if outcome != "done":
             return
-        if self.outcomes[body, "done"] > 1 and not self.may_have_copies:
+        if self.may_have_copies or body in self.repeated:
+            return
+        if self.outcomes[body, "done"] > 1:
             self._wrong.append(f"{body!r} was done twice")
-        left = [path for path, inode in self._world.disk.files() if inode.data == body and state_of(path) != "done"]
-        if left and not self.may_have_copies:
+        files = self._world.disk.files()  # one in tmp/ is no message: a killed producer may leave a link of it
+        left = [path for path, inode in files if inode.data == body and state_of(path) not in ("", "done")]
+        if left:
             self._wrong.append(f"{body!r} was said to be done, and is at {left}")
 
     # ---- what the disk says
@@ -87,15 +99,16 @@ class Ledger:
         if call == "rename":
             if change.replaced is not None:
                 self._wrong.append(f"{change.source} was renamed over {change.target}")
-            self._leaves(inode, change.source)
+            self._leaves(inode, change.source, change.by)
             self._enters(inode, change.target)
         elif call == "link":
             self._enters(inode, change.target)
         elif call == "create":
             self._enters(inode, change.source)
         elif call == "unlink":
-            self._leaves(inode, change.source)
-            if self.accepted.get(inode) == 0 and not self._may_remove(change):
+            self._leaves(inode, change.source, change.by)
+            is_over = inode in self.finished and not state_of(change.source)  # in tmp/, of a put that was killed
+            if self.accepted.get(inode) == 0 and not is_over and not self._may_remove(change):
                 self._wrong.append(f"{change.source} was removed by {change.by.pid}, who did not hold it")
         names = self.accepted.get(inode, 1)
         if names > 1 and not self.may_have_copies:
@@ -105,22 +118,37 @@ class Ledger:
         if state_of(path) and not path.endswith(".meta"):
             self.accepted[inode] = self.accepted.get(inode, 0) + 1
 
-    def _leaves(self, inode: Inode, path: str) -> None:
+    def _leaves(self, inode: Inode, path: str, by: Process) -> None:
         if state_of(path) and inode in self.accepted:
             self.accepted[inode] -= 1
+            owner = self._owners.get(os.path.dirname(path))
+            if owner is not by and owner in self.live and not owner.has_crashed:
+                self._wrong.append(f"{path} was taken by {by.pid} from {owner.pid}, who is alive")
 
     def _may_remove(self, change: Change) -> bool:
         if "/.probe." in change.source:
             return True
         self.finished.add(change.inode)
-        return state_of(change.source) == "pending" and self._owners.get(os.path.dirname(change.source)) is change.by
+        if state_of(change.source) != "pending":
+            return False
+        return change.by in self.foreign or self._owners.get(os.path.dirname(change.source)) is change.by
 
     # ---- looking
+
+    def is_wrong(self, what: str) -> None:
+        """Said by who sees it; check() raises it."""
+        self._wrong.append(what)
 
     def check(self) -> None:
         """Raises AssertionError for what was found wrong so far."""
         if self._wrong:
             raise AssertionError("; ".join(self._wrong))
+
+    def check_left(self) -> None:
+        """Of those that have left nothing is there. Before anybody cleans up."""
+        for path in self.left:
+            if path in self._world.disk.directories:
+                raise AssertionError(f"{path} is left by a worker that has left")
 
     def check_all_ended(self, *, is_in_errors: bool = True) -> None:
         """Nothing is lost and nothing is left: each message was finished, or is in errors/ (or done/)."""
@@ -134,6 +162,10 @@ class Ledger:
         missing = self.put - {inode.data for inode in self.accepted}
         if missing:
             raise AssertionError(f"accepted and never seen: {missing}")
+
+    def entered(self) -> int:
+        """Equal for equal sets of messages, with what became of each."""
+        return hash(frozenset((one.number, count, one in self.finished) for one, count in self.accepted.items()))
 
     def fingerprint(self) -> int:
         """Equal for equal accounts."""

@@ -15,13 +15,13 @@ from typing import Any
 
 Thing = tuple[object, bool]  # and whether it is changed
 CHANGING = frozenset({"rename", "rename_noreplace", "link", "unlink", "mkdir", "rmdir"})
-CLOCK = "clock"
+CLOCK, STAMP = "clock", "stamp"  # STAMP: the time that a change leaves on a file; on its own it makes no step shared
 
 
 def touched(name: str, arguments: tuple[Any, ...]) -> list[Thing]:
     """What the call *name* touches. A call by descriptor nothing: nobody else writes that inode."""
     if name in ("boottime_ns", "wall_ns", "advance"):
-        return [(CLOCK, name == "advance")]
+        return [(CLOCK, False)] if name != "advance" else [(CLOCK, True), (STAMP, True)]
     if name in ("start_ticks", "end"):
         return [(("process", arguments[0]), name == "end")]
     paths = [part for part in arguments if isinstance(part, str)]
@@ -34,9 +34,22 @@ def touched(name: str, arguments: tuple[Any, ...]) -> list[Thing]:
         found += [(path, is_changing), (where, False)]  # its name, and that its directory is there
         if is_changing:
             found.append((("list", where), True))
+    if is_changing and name not in ("mkdir", "rmdir", "unlink"):
+        found.append((STAMP, False))
     if name == "rmdir":
         found.append((("list", paths[0]), False))
     return found
+
+
+def do_meet(one: Sequence[Thing], other: Sequence[Thing]) -> bool:
+    """Whether two steps that touch these may differ by which comes first."""
+    for thing, is_changed in one:
+        for another, is_other_changed in other:
+            if thing == another and (is_changed or is_other_changed):
+                is_listing = isinstance(thing, tuple) and thing[0] == "list"
+                if not (is_listing and is_changed and is_other_changed):
+                    return True
+    return False
 
 
 class Sharing:
@@ -51,6 +64,8 @@ class Sharing:
         matters = is_new = False
         bit = 1 << actor
         for thing, is_changed in things:
+            if thing is STAMP:
+                continue
             readers, writers = self._readers.get(thing, 0), self._writers.get(thing, 0)
             if not is_changed:
                 others = writers

@@ -236,10 +236,10 @@ def test_directories_in_errors_and_in_tmp_stop_no_sweep(rig):
         (rig.path / place).mkdir()
         (rig.path / place / "inside").write_bytes(b"kept")
     (rig.path / "errors" / "zz").write_bytes(b"old")
-    (rig.path / "tmp" / OURS.replace("Q1", "Q2")).write_bytes(b"half")
+    (rig.path / "tmp" / (OURS.replace("Q1", "Q2") + ".tmp")).write_bytes(b"half")
     pool.rounds(2, every_s=200.0)
     assert not (rig.path / "errors" / "zz").exists()
-    assert not (rig.path / "tmp" / OURS.replace("Q1", "Q2")).exists()
+    assert not (rig.path / "tmp" / (OURS.replace("Q1", "Q2") + ".tmp")).exists()
     assert [body for bodies in rig.everything().values() for body in bodies] == [b"kept", b"kept"]
 
 

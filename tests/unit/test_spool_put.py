@@ -1,4 +1,4 @@
-"""The producer's side of the spool: which calls a put makes, what a batch syncs and when, every call failed once."""
+"""The producer's side of the spool: which calls a put makes, what a batch syncs and when, a producer that is killed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import Pool, Rig, World, fail_each
+from tests.rig import Rig, World
 from workers.errors import MessageExists, NotSupported, QueueUnavailable
 from workers.queues import spool_put
 from workers.queues.names import is_ours
@@ -126,22 +126,7 @@ def test_a_batch_takes_bytes_text_and_paths(rig, tmp_path):
     assert bodies == [b"bytes", "text \u00e4".encode(), b"of a file", b"array"]
 
 
-# ---- every call failed once
-
-
-def _put_batch(pool: Pool) -> None:
-    has_syncfs(pool.spool).put_many(BATCH)
-
-
-def test_a_synced_batch_names_what_was_put_when_any_call_fails(fresh_rig):
-    failed = set()
-    for pool, trail, raised in fail_each(fresh_rig, _put_batch):
-        failed.add(trail.partition(" ")[0])
-        assert isinstance(raised, QueueUnavailable), trail
-        assert tuple(pool.rig.files("incoming")) == tuple(sorted(raised.names)), trail
-        assert pool.rig.files("tmp") == [], trail
-        assert raised.is_unknown == (len(raised.names) == BATCH_MIN), trail
-    assert failed == {"open", "write", "close", "rename", "syncfs", "fsync"}
+# ---- what cannot be synced, and a producer that is killed
 
 
 def test_nothing_of_a_batch_is_seen_when_its_bodies_could_not_be_synced(rig):
@@ -153,41 +138,8 @@ def test_nothing_of_a_batch_is_seen_when_its_bodies_could_not_be_synced(rig):
     assert rig.everything() == {}
 
 
-def test_a_plain_put_leaves_no_trace_when_any_call_fails(fresh_rig):
-    for pool, trail, raised in fail_each(fresh_rig, lambda pool: pool.spool.put(b"content", durable=False)):
-        assert isinstance(raised, QueueUnavailable), trail
-        assert pool.rig.everything() == {}, trail
-
-
 class Killed(BaseException):
     """A kill -9: no call after it is made, not even to clean up."""
-
-
-@pytest.mark.parametrize("durable", [True, False])
-def test_a_producer_killed_at_any_call_leaves_whole_messages_and_files_of_tmp_only(fresh_rig, durable):
-    """What is in incoming/ is complete; what is in tmp/ has a name that the reaper of tmp/ unlinks."""
-    for last in range(5 * BATCH_MIN):
-        rig = fresh_rig()
-        spool = has_syncfs(rig.spool())
-        left = iter(range(last))
-
-        def count(name, arguments, left=left):
-            if next(left, None) is None:
-                raise Killed
-
-        spool.system.before = count
-        try:
-            spool.put_many(BATCH, durable=durable)
-        except Killed:
-            assert set(rig.everything().get("incoming", [])) <= set(BATCH)
-            assert all(is_ours(file) for file in rig.files("tmp"))
-            if rig.files("incoming"):
-                assert len(rig.files("incoming")) + len(rig.files("tmp")) == BATCH_MIN
-        else:
-            assert sorted(rig.everything()["incoming"]) == sorted(BATCH)
-            break
-    else:
-        pytest.fail("never got through")
 
 
 # ---- an error in the middle of a batch

@@ -172,7 +172,8 @@ class Queue(ABC):
         Enter one message, complete or not at all; its name.
 
         *body*: bytes, text (UTF-8) or the Path of a regular file to copy. *delay* in seconds.
-        *durable* None is as far as the protocol can, True is refused where it cannot.
+        *durable* None is as far as the protocol can, True is refused where it cannot; after False a power failure
+        may take the message away or cut it short.
         Raises MessageExists, InvalidName, QueueFull, QueueUnavailable, NotSupported.
         """
 

@@ -105,7 +105,11 @@ class Directory:
         stale = settings.stale_after_s or STALE_AFTER_S
         text = {"format": FORMAT, "lease_interval_s": interval, "lease_timeout_s": timeout, "stale_after_s": stale}
         self._write_once("format", json.dumps(text, sort_keys=True) + "\n")
-        self._write_once("id", self.system.random_bytes(16).hex() + "\n")
+        if self._write_once("id", self.system.random_bytes(16).hex() + "\n"):
+            # A message is as durable as the directory that holds it. (Journals keep that with the first fsync in it.)
+            for path in (self.pool, self.path, os.path.dirname(self.path)):
+                with contextlib.suppress(PermissionError):  # a parent may be for writing only
+                    self.system.fsync_directory(path)
 
     def _mkdir(self, path: str) -> None:
         try:
@@ -114,27 +118,44 @@ class Directory:
             if not self.system.is_directory(path):
                 raise QueueRefused(f"{path} is in the way: it is no directory of the queue") from None
 
-    def _write_once(self, name: str, text: str) -> None:
-        """Make .pool/NAME with *text* unless it is there; complete or not at all, also with several makers."""
+    def _write_once(self, name: str, text: str) -> bool:
+        """Make .pool/NAME with *text* unless it is there (False); complete or not at all, also with several makers."""
         target = os.path.join(self.pool, name)
         if self.is_there(target):
-            return
+            return False
         fresh = os.path.join(self.pool, f".{name}.{self.system.random_bytes(8).hex()}")
         self.write_file(fresh, text.encode(), durable=True)
         try:
-            self.system.link(fresh, target)
+            self._name_once(fresh, target)
         except FileExistsError:
-            pass
-        except PermissionError:  # a filesystem without hard links; two makers at once write the same kind of text
-            self.system.rename(fresh, target)
-            return
-        self.system.unlink(fresh)
+            pass  # another maker was first, or the reply was lost
+        finally:
+            self.forget(fresh)
+        return True
+
+    def _name_once(self, fresh: str, target: str) -> None:
+        # RACE: two makers at once. To replace the id that the other has read already would part them.
+        # See test_an_operation_survives_every_call_that_fails.
+        for give, missing in (
+            (self.system.link, (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS)),
+            (self.system.rename_noreplace, (errno.EINVAL, errno.ENOSYS)),
+        ):
+            try:
+                give(fresh, target)
+            except OSError as error:
+                if error.errno not in missing:
+                    raise
+            else:
+                return
+        self.system.rename(fresh, target)
 
     def _read_format(self, settings: Settings) -> None:
         try:
             found = json.loads(self._read(os.path.join(self.pool, "format")))
             self.id = self._read(os.path.join(self.pool, "id")).strip()
         except FileNotFoundError:
+            if settings.create:  # it was made a moment ago: the mount is lost
+                raise
             return  # a foreign filer's queue: may be put into and looked at, and becomes ours with create
         except (ValueError, RecursionError) as error:
             raise QueueRefused(f"{self.pool}/format is damaged ({error}); compare it with SPOOL.md") from error
@@ -184,10 +205,10 @@ class Directory:
     def check_renames(self) -> None:
         """Rename a real file through all directories: equal device numbers are no proof (quotas, bind mounts)."""
         places = [self.tmp, self.incoming, self.pending, self.deferred, self.errors]
-        if self.system.is_directory(self.done):
-            places.append(self.done)
-        places.append(self.tmp)
         try:
+            if self.system.is_directory(self.done):
+                places.append(self.done)
+            places.append(self.tmp)
             # RACE: a filer program beside us takes the probe for a message.
             # See test_a_probe_that_a_filer_takes_is_tried_again.
             for _ in range(PROBES_MAX - 1):
@@ -205,11 +226,16 @@ class Directory:
         probe = f".probe.{self.system.random_bytes(8).hex()}"
         here = os.path.join(places[0], probe)
         self.write_file(here, b"", durable=False)
-        for place in places[1:]:
-            there = os.path.join(place, probe)
-            self.system.rename(here, there)
-            here = there
-        self.system.unlink(here)
+        try:
+            for place in places[1:]:
+                there = os.path.join(place, probe)
+                self.system.rename(here, there)
+                here = there
+            self.system.unlink(here)
+        except OSError:
+            for place in places[:-1]:  # wherever it is: the reply of a rename may have been lost
+                self.forget(os.path.join(place, probe))
+            raise
 
     # ---- moves
 
@@ -234,7 +260,7 @@ class Directory:
             raise error
         if error.errno not in UNKNOWN:
             raise error
-        if name in self.system.listdir(target_directory):
+        if self.is_listed(os.path.join(target_directory, name)):
             return True
         if error.errno == errno.ENOENT or not self.is_listed(source):
             return False

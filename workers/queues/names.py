@@ -28,6 +28,7 @@ COUNT_MAX = 9999
 COUNTER_MAX = (1 << 24) - 1
 TIME_S_MIN, TIME_S_MAX = -62135596800.0, 253402300799.0  # the years 1 to 9999
 IGNORED_SUFFIXES = (".tmp", ".part", ".filepart", ".crdownload", ".swp", "~")
+UNPUBLISHED = ".tmp"  # of IGNORED_SUFFIXES, so no message ends in it
 HOST = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
 _MARK = re.compile(r"t(0|[1-9][0-9]{0,3})c(0|[1-9][0-9]{0,3})-([0-9a-f]{22})~")
@@ -157,6 +158,16 @@ def is_ignored(name: str) -> bool:
 def is_ours(name: str) -> bool:
     """Whether *name* has the shape that put() gives."""
     return _OURS.match(name) is not None
+
+
+def unpublished(name: str) -> str:
+    """What is to become *name* is called so in tmp/: a filer's commit brings messages there under their bare names."""
+    return f"{name}{UNPUBLISHED}"
+
+
+def is_unpublished(name: str) -> bool:
+    """Whether *name*, in tmp/, is of one of our own puts."""
+    return name.endswith(UNPUBLISHED) and is_ours(name.removesuffix(UNPUBLISHED))
 
 
 def is_unique(name: str) -> bool:

@@ -269,13 +269,14 @@ class Spool(Queue):
     def _keep_done(self, claim: Claim) -> None:
         with self._settling("finish", claim):
             is_ours = self.directory.move(claim.path, self.directory.done, claim.file)
-            if not is_ours and self._is_there(claim.path):
-                raise OSError(errno.ENOENT, "done/ is gone", self.directory.done)
             self._check_ours(claim, is_ours=is_ours)
 
     def _check_ours(self, claim: Claim, *, is_ours: bool) -> None:
         # ENOENT with a lease that was good all the time: the handler removed its input, or the reply was lost.
-        if not is_ours and not self._was_ours(claim):
+        if is_ours:
+            return
+        self._check_gone(claim, self.directory.done)
+        if not self._was_ours(claim):
             raise ClaimLost(f"{names.shown(claim.name)} was given to another while it was handled here")
 
     def retry(self, claim: Claim, after_s: float | None = None, meta: dict[str, object] | None = None) -> bool:
@@ -323,7 +324,7 @@ class Spool(Queue):
 
     def write_meta(self, file: str, facts: dict[str, object]) -> None:
         """Write errors/FILE.meta, whole or not at all; that it may be missing is part of the protocol."""
-        temporary = self.tokens.name(self.host)
+        temporary = names.unpublished(self.tokens.name(self.host))
         text = json.dumps(facts, sort_keys=True, indent=4, default=str)
         try:
             self.directory.write_file(os.path.join(self.directory.tmp, temporary), text.encode(), durable=False)
@@ -365,13 +366,19 @@ class Spool(Queue):
     def _move_claim(self, claim: Claim, directory: str, file: str) -> None:
         if self.directory.move(claim.path, directory, file):
             return
-        if self._is_there(claim.path):
-            raise OSError(errno.ENOENT, "the directory is gone", directory)
+        self._check_gone(claim, directory)
         if self._is_there(os.path.join(directory, file)):
             return  # an earlier try of this very settle moved it, and failed after that (an fsync, a full disk)
         if self._was_ours(claim):
             raise InputGone(f"{names.shown(claim.name)} was removed by its handler")
         raise ClaimLost(f"{names.shown(claim.name)} was given to another while it was handled here")
+
+    def _check_gone(self, claim: Claim, target: str) -> None:
+        """Raise OSError unless it is the message that is gone: a lost mount answers ENOENT to everything."""
+        if not self.directory.is_same():
+            raise OSError(errno.ESTALE, "another queue, or none, is there now", self.directory.path)
+        if self._is_there(claim.path):
+            raise OSError(errno.ENOENT, "the directory is gone", target)
 
     def _was_ours(self, claim: Claim) -> bool:
         """Whether our lease was good from the claim until now, read after the ENOENT."""
@@ -460,7 +467,9 @@ class Spool(Queue):
         end_ns = self.system.boottime_ns() + int(timeout_s * 1e9)
         pause_s, longest_s = 0.001, 1.0 if self.directory.network else 0.1
         while (left_s := (end_ns - self.system.boottime_ns()) / 1e9) > 0:
-            if any(not names.is_ignored(file) for file in self.system.listdir(self.directory.incoming)):
+            with self._unavailable("look into", self.directory.incoming):
+                files = self.system.listdir(self.directory.incoming)
+            if any(not names.is_ignored(file) for file in files):
                 return True
             self.system.sleep(min(pause_s * random.uniform(0.8, 1.2), left_s))  # noqa: S311 - spreads load
             pause_s = min(pause_s * 2, longest_s)
@@ -511,7 +520,8 @@ class Spool(Queue):
 
     def is_paused(self) -> bool:
         """See Queue.is_paused."""
-        return self.directory.is_listed(os.path.join(self.directory.pool, "PAUSED"))
+        with self._unavailable("look into", self.directory.pool):
+            return self.directory.is_listed(os.path.join(self.directory.pool, "PAUSED"))
 
     # ---- errors
 

@@ -23,7 +23,7 @@ from workers.errors import QueueUnavailable
 from workers.queues import names
 from workers.queues.base import Cause, Consumer, Kept
 from workers.queues.lease import Lease, Looks
-from workers.queues.spool_look import is_meta
+from workers.queues.spool_look import META, is_meta
 
 if TYPE_CHECKING:
     from workers.queues.spool import Spool
@@ -183,6 +183,8 @@ class SpoolKeeper:
         return released
 
     def _release(self, death: Death, kept: Kept) -> list[str]:
+        if names.parse_owner(death.owner) is None:
+            return []  # nothing, as of a worker that died before it took a directory: never pending/ itself
         place = os.path.join(self._directory.pending, death.owner)
         released = []
         try:
@@ -284,7 +286,7 @@ class SpoolKeeper:
             path = os.path.join(self._directory.tmp, file)
             if file.startswith(".nfs") or not self._is_older(path, now_ns - stale_ns):
                 continue
-            if (names.is_ours(file) or file.startswith(".probe.")) and not self._system.is_directory(path):
+            if (names.is_unpublished(file) or file.startswith(".probe.")) and not self._system.is_directory(path):
                 self._directory.remove(path)  # never published: nobody was promised anything
                 kept.temporary += 1
             elif not names.is_ignored(file):
@@ -348,7 +350,9 @@ class SpoolKeeper:
         known = set(self._listing(place))
         for file in known:
             path = os.path.join(place, file)
-            if is_meta(file, known) or not self._is_older(path, now_ns - int(keep_s * 1e9)):
+            if is_meta(file, known) and file.removesuffix(META) in known:
+                continue  # goes with its message
+            if not self._is_older(path, now_ns - int(keep_s * 1e9)):
                 continue
             if self._system.is_directory(path):
                 continue  # left by a handler; a tree is for a person to look at

@@ -159,6 +159,8 @@ def show(directory: Directory, name: str) -> list[Shown]:
             stat = directory.system.lstat(line.path)
         except FileNotFoundError:
             continue
+        except OSError as error:
+            raise QueueUnavailable.at("show", line.path, error) from error
         meta = read_meta(directory, f"{line.path}{META}") if line.state == "errors" else None
         enqueued = names.enqueued_at(name)
         found.append(Shown(line, stat.st_size, stat.st_mtime, stat.st_mtime if enqueued is None else enqueued, meta))

@@ -56,7 +56,7 @@ class Producer:
             self._check(name, priority, delay)
         directory, target = self._directory, self._directory.incoming
         final = temporary = self._tokens.name(self._host)
-        path = f"{directory.tmp}/{temporary}"
+        path = f"{directory.tmp}/{names.unpublished(temporary)}"
         try:
             written_ns = self._write(path, body, durable=durable is not False)
             if delay:
@@ -93,7 +93,7 @@ class Producer:
     def enter(self, body: Body, name: str) -> None:
         """Put *body* as a message called *name*, under a mark: it never meets another of that name. Durable."""
         directory = self._directory
-        path = f"{directory.tmp}/{self._tokens.name(self._host)}"
+        path = f"{directory.tmp}/{names.unpublished(self._tokens.name(self._host))}"
         try:
             written_ns = self._write(path, body, durable=True)
             file = names.marked(0, 0, self._tokens.token(name), name)
@@ -154,11 +154,12 @@ class Producer:
                 self._write_all(bodies, written, durable=durable)
             while written:
                 temporary, written_ns = written.popleft()
-                self._publish(f"{directory.tmp}/{temporary}", written_ns, directory.incoming, temporary)
+                path = f"{directory.tmp}/{names.unpublished(temporary)}"
+                self._publish(path, written_ns, directory.incoming, temporary)
                 entered.append(temporary)
         except BaseException:
             for temporary, _ in written:
-                directory.forget(f"{directory.tmp}/{temporary}")
+                directory.forget(f"{directory.tmp}/{names.unpublished(temporary)}")
             raise
         if durable:
             self._make_durable(directory.incoming)
@@ -166,7 +167,8 @@ class Producer:
     def _write_all(self, bodies: Sequence[Body], written: deque[tuple[str, int]], *, durable: bool) -> None:
         for body in bodies:
             temporary = self._tokens.name(self._host)
-            written.append((temporary, self._write(f"{self._directory.tmp}/{temporary}", body, durable=durable)))
+            path = f"{self._directory.tmp}/{names.unpublished(temporary)}"
+            written.append((temporary, self._write(path, body, durable=durable)))
 
     def _has_syncfs(self) -> bool:
         if self._syncs_as_one is None:

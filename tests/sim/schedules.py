@@ -1,0 +1,58 @@
+"""
+schedules - the command that walks the scenarios: python -m tests.sim schedules [--long] [NAME ...]
+
+One line a scenario, several at a time, and the sum. NAME is part of a scenario's name.
+See also: scenarios, explore.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing import Pool
+
+from tests.sim.explore import Report, Violation, explore
+from tests.sim.scenarios import LONG, SHORT, load
+
+STATES_MAX = 400_000  # a gigabyte
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Walk; 1 when something was found."""
+    parser = argparse.ArgumentParser(prog="python -m tests.sim schedules", description="walk every schedule")
+    parser.add_argument("--long", action="store_true", help="the bigger scenarios, some minutes each")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only those that have this in their names")
+    asked = parser.parse_args(arguments)
+    load()
+    wanted = [name for name in (LONG if asked.long else SHORT) if any(part in name for part in asked.names or [""])]
+    total, found, began = Report("sum"), 0, time.monotonic()
+    with Pool(os.cpu_count()) as pool:
+        for report, seconds, violation in pool.imap_unordered(_walk, wanted):
+            print(f"{report}  {seconds:.1f} s", flush=True)  # noqa: T201 - a command
+            if violation:
+                found += 1
+                print(violation, flush=True)  # noqa: T201 - a command
+            total.states += report.states
+            total.ends += report.ends
+            total.schedules += report.schedules
+    print(f"{len(wanted)} scenarios, {total}, {found} failed  {time.monotonic() - began:.0f} s")  # noqa: T201
+    return 1 if found else 0
+
+
+def _walk(name: str) -> tuple[Report, float, str]:
+    logging.disable(logging.CRITICAL)
+    load()
+    began = time.monotonic()
+    try:
+        report, text = explore((SHORT | LONG)[name], STATES_MAX), ""
+    except (Violation, AssertionError) as error:
+        report, text = Report(name), str(error)
+    return report, time.monotonic() - began, text
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
