@@ -91,11 +91,16 @@ class Accounts:
         if body not in self.messages:
             self._wrong(f"the put of {body!r} returned, and it never entered")
 
-    def was_refused(self, bodies: Iterable[bytes]) -> None:
+    def was_refused(self, bodies: Iterable[bytes], *, is_name_taken: bool = False) -> None:
         """A put raised, and said that these did not enter."""
         for body in bodies:
-            self.counts["puts refused"] += 1
-            if body in self.messages:
+            self.counts["names taken" if is_name_taken else "puts refused"] += 1
+            entered = self.messages.get(body)
+            if entered is not None and is_name_taken and entered.is_finished:
+                # The reply of its link was lost, it was finished before the put looked, and another has its name.
+                self.counts["names taken after a lost reply"] += 1
+                continue
+            if entered is not None:
                 self._wrong(f"the put of {body!r} said that it did not enter, and it did")
             self._refused.add(body)
 
@@ -236,7 +241,11 @@ class Accounts:
             )
         before, after = names.parse(source[-1]), _mark(target)
         crashes, attempts = after.crashes - before.crashes, after.attempts - before.attempts
-        if (crashes, attempts) not in ((0, 0), (1, 0), (0, 1)) or (attempts and after.attempts > message.failed):
+        if attempts and after.attempts > message.failed:
+            # Beside what was in hand too long, a claim whose answer was lost and that nobody knew of.
+            self.counts["attempts of what was not handled"] += 1
+            message.failed += 1
+        if (crashes, attempts) not in ((0, 0), (1, 0), (0, 1)):
             self._wrong(f"{message.body!r} was released as {change.target} from {source[-1]}")
         if target[2] == "errors":
             self.counts["into errors/"] += 1

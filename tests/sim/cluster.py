@@ -261,8 +261,7 @@ class Cluster:
             try:
                 queue.put(body, name, delay=delay, durable=self.chance.random() < 0.7)
             except MessageExists:
-                self.accounts.was_refused([body])
-                self.accounts.counts["names taken"] += 1
+                self.accounts.was_refused([body], is_name_taken=True)
                 name = None
             except QueueUnavailable as error:
                 if error.is_unknown:

@@ -4,6 +4,7 @@ scenarios_claims - claims and settles while others release, requeue, and lay fil
 Everybody may be taken for dead at any moment by a keeper of another host: some time
 passes without a beat of its master, and it does so between any two calls.
 
+Long because: they are one list, each a world and those in it.
 See also: scenarios, SPOOL.md sections 6, 7, 9 and 10.
 """
 
@@ -147,7 +148,7 @@ def left_by_handlers() -> Made:
     return world, ledger, [
         ("A", process(a), work(a, ledger, handle=_leaves_out_txt(a, b"out of A"))),
         ("B", process(b), work(b, ledger, handle=_leaves_out_txt(b, b"out of B"))),
-        ("K", two.keeper_process, release(two, one)),
+        ("K", two.keeper_process, release(two, one, after_s=5.0)),
     ]  # fmt: skip
 
 
