@@ -214,7 +214,7 @@ class QueueKeeper:
         asked = self._consumer.board.header.words[Header.PASS]
         start_ns = self._system.boottime_ns()
         try:
-            depth = self._queue.depth()
+            depth = self._queue.keeper_side().depth(is_exact=asked != words[Q.PASS])
             space = self._system.statvfs(self._queue.directory.path)
         except (QueueUnavailable, OSError) as error:
             log.warning("%s: cannot be measured: %s", self._queue.url, error)

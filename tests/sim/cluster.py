@@ -62,7 +62,6 @@ class Plan:
         is_one_queue: all hosts take from the first one.
         is_plain: every message is done at its first attempt.
         sweep_s: how often keepers look for what is abandoned; now a call for each worker of the cluster.
-        is_looking_back: some clients serve an old listing of leases/, which the protocol forbids: a control.
         rates: that differ from those of misfortune.
         measures: how many of the hosts' keepers measure the depth every second; it costs a listing for each worker.
     """
@@ -82,7 +81,6 @@ class Plan:
     sweep_s: float = 5.0
     is_plain: bool = False
     is_one_queue: bool = False
-    is_looking_back: bool = False
     rates: dict[str, float] = field(default_factory=dict)
 
 

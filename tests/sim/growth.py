@@ -49,7 +49,7 @@ class Row:
 
     def lost_races(self) -> float:
         """Renames of workers for each message, beyond the one that claims it."""
-        return self.calls["worker", "rename"] / self.messages - 1 if self.messages else 0.0
+        return max(0.0, self.calls["worker", "rename"] / self.messages - 1) if self.messages else 0.0
 
     def __str__(self) -> str:
         kind = "fed" if self.is_fed else "unfed"

@@ -347,7 +347,7 @@ class Host(Place):
         plan, chance = cluster.plan, cluster.virtual.random
         kept_s = (3.0, 30.0) if plan.network else (0.0, 0.0)
         listing_s = plan.lease_s[0] / 2 if plan.network and plan.faults and chance.random() < 0.3 else 0.0
-        super().__init__(f"h{number}", Mount(chance, kept_s, listing_s, is_looking_back=plan.is_looking_back))
+        super().__init__(f"h{number}", Mount(chance, kept_s, listing_s))
         self.cluster, self.number = cluster, number
         self.path = NEXT if number % 5 == 4 and not plan.is_one_queue else QUEUE
         self.is_fed = chance.random() < plan.fed

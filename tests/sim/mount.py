@@ -33,13 +33,9 @@ class Mount:
     Attributes:
         kept_s: between these many seconds attributes and missing names are kept; (0, 0) for a local filesystem.
         listing_s: a listing is served again for so long; 0: every listing asks.
-        is_looking_back: that of leases/ as well.
     """
 
-    def __init__(
-        self, random: Random, kept_s: tuple[float, float], listing_s: float, *, is_looking_back: bool = False
-    ) -> None:
-        self.is_looking_back = is_looking_back
+    def __init__(self, random: Random, kept_s: tuple[float, float], listing_s: float) -> None:
         self._random = random
         self._kept_s = kept_s
         self._listing_ns = int(listing_s * 1e9)
@@ -91,7 +87,7 @@ class Mount:
                 self._attributes[arguments[0]] = (now_ns + self._drawn_ns(), result)
         elif name in LISTING and not code:
             self._missing.pop(arguments[0], None)
-            if self._listing_ns and (self.is_looking_back or not arguments[0].endswith("/leases")):
+            if self._listing_ns and not arguments[0].endswith("/leases"):
                 self._listings[f"{name}{arguments[0]}"] = (now_ns + self._listing_ns, result)
         elif name == "open" and arguments[1] & os.O_CREAT:
             self._changed(arguments[0])

@@ -115,7 +115,7 @@ def says_that_it_exists_when_unknown(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Producer, "_is_one_file", is_one_file)
 
 
-STOPS: dict[str, Any] = {"rates": {"host stops": 4.0}, "handler_s": 4.0}
+STOPS: dict[str, Any] = {"rates": {"host stops": 6.0, "worker crashes": 0.1}, "handler_s": 6.0, "messages": 60}
 LOSSES: dict[str, Any] = {"losses": 20.0}
 BACKLOG: dict[str, Any] = {"messages": 400, "handler_s": 3.0}
 

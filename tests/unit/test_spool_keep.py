@@ -334,6 +334,25 @@ def test_the_release_of_nobody_touches_nothing(rig):
     assert os.path.exists(claim.path)
 
 
+def test_in_a_large_cluster_claims_are_counted_a_part_at_a_time(rig, monkeypatch):
+    monkeypatch.setattr("workers.queues.spool_keep.LISTED_MAX", 4)
+    pool = rig.pool()
+    pool.words[Q.PEERS] = 2
+    workers = [pool.another_worker(index) for index in range(1, 6)]
+    pool.spool.put_many([b"x"] * 5)
+    claims = [worker.claim() for worker in workers]
+    counted = [pool.keeper.depth(is_exact=False).claimed for _ in range(3)]
+    assert counted == [2, 4, 5]
+    assert pool.keeper.depth(is_exact=True).claimed == 5
+    workers[0].done(claims[0])
+    workers[0].detach()
+    assert pool.keeper.depth(is_exact=False).claimed == 4  # a directory that is gone counts no more
+    for worker, claim in zip(workers[1:], claims[1:], strict=True):
+        worker.done(claim)
+    counted = [pool.keeper.depth(is_exact=False).claimed for _ in range(2)]
+    assert counted[-1] == 0
+
+
 # ---- the queue as a whole
 
 

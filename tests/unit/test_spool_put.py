@@ -230,20 +230,37 @@ def test_a_put_that_is_claimed_before_its_lost_reply_was_looked_into_is_unknown(
     assert [path.read_bytes() for path in taken.iterdir()] == [b"x"]
 
 
-def test_a_link_that_is_claimed_before_its_lost_reply_was_looked_into_is_unknown(tmp_path):
-    """The client repeats a link that was done, and is told EEXIST."""
-    spool = Rig(tmp_path / "queue", World(tmp_path), network="nfs").pool().spool
+@pytest.mark.parametrize("waits_another", [False, True])
+def test_a_link_whose_reply_was_lost_and_whose_message_was_claimed_has_been_made(tmp_path, waits_another):
+    """The client repeats a link that was done, and is told EEXIST; by then another of that name may wait."""
+    rig = Rig(tmp_path / "queue", World(tmp_path), network="nfs")
+    spool = rig.pool().spool
 
     def hook(name, arguments):
         if name == "link":
             os.rename(arguments[1], tmp_path / "taken")
+            if waits_another:
+                Path(arguments[1]).write_bytes(b"another's")
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    spool.system.after = hook
+    assert spool.put(b"x", "mine") == "mine"
+    assert (tmp_path / "taken").read_bytes() == b"x"
+    assert rig.files("tmp") == []
+
+
+def test_a_link_whose_reply_was_lost_and_whose_message_was_finished_is_unknown(tmp_path):
+    spool = Rig(tmp_path / "queue", World(tmp_path), network="nfs").pool().spool
+
+    def hook(name, arguments):
+        if name == "link":
+            os.unlink(arguments[1])
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     spool.system.after = hook
     with pytest.raises(QueueUnavailable) as caught:
         spool.put(b"x", "mine")
     assert caught.value.is_unknown
-    assert (tmp_path / "taken").read_bytes() == b"x"
 
 
 # ---- a producer that was stopped

@@ -49,7 +49,8 @@ KNOWN_NS = 1_000_000_000
 KNOWN_MAX = 65_536  # names remembered: more than a pipe and the hands of all workers can hold
 LEVELS = 4  # of the hash, before what is left is fed whoever's slice it is
 TURN_NS = 5_000_000_000  # so often a few names are fed whoever's slice they are: their host may be held up
-TURN_NAMES = 1024
+TURN_NAMES = 16  # few: all hosts feed the same ones, and race for them
+REST_NAMES = 1024  # of those that no level of the hash gives us, when there is nothing else
 ALIVE_NAMES = 8192
 OTHERS_NS = 20_000_000  # what arrived in another's slice is looked at so much later
 LOOK_NS = 20_000_000
@@ -149,6 +150,7 @@ class Feeder:
         self._found, self._others, self._turned = 0, 0, 0
         self._is_cut = False
         self._level = 0
+        self._turn_names = TURN_NAMES
         self._turn_ns = system.boottime_ns()
         self._pause_s = SHORTEST_S
         # The board, as last looked at
@@ -278,7 +280,9 @@ class Feeder:
         elif self._watch is not None:
             self._watch.arrivals(0)  # the pass will see these
         if self._peers > 1 and now_ns - self._turn_ns >= TURN_NS:
-            self._turn_ns, self._level = now_ns, LEVELS
+            self._turn_ns, self._level, self._turn_names = now_ns, LEVELS, TURN_NAMES
+        else:
+            self._turn_names = REST_NAMES
         self._began_ns, self._found, self._others, self._turned, self._is_cut = now_ns, 0, 0, 0, False
         self._odd.clear()
         self._pass = self._listed()
@@ -309,7 +313,7 @@ class Feeder:
         """Whether the hash gives us *name*: its first digit on level 0, its second one of what others left on 1 ..."""
         if self._level >= LEVELS:
             self._turned += 1
-            return self._turned <= TURN_NAMES
+            return self._turned <= self._turn_names
         if zlib.crc32(os.fsencode(name)) // self._peers**self._level % self._peers == self._rank:
             return True
         self._others += 1

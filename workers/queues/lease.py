@@ -117,7 +117,6 @@ class Lease:
             self.number = 0
 
 
-OLD_LOOKS = 2  # a live master has beaten by then
 SILENT_LOOKS = 3  # and who has not beaten by then takes no messages: what it would have taken is shared out
 
 
@@ -127,7 +126,7 @@ class Sight:
 
     number: int | None
     unchanged: int = 0
-    is_old: bool = False  # older than stale_after by the filesystem's clock, and unchanged at two looks
+    is_old: bool = False  # older than stale_after by the filesystem's clock, and unchanged for half of the looks
 
 
 class Looks:
@@ -139,6 +138,7 @@ class Looks:
         self._lease = lease
         self._interval_ns = int(directory.times.lease_interval_s * 1e9)
         self._looks = directory.times.looks
+        self._old_looks = self._looks // 2 + 1  # by then its own workers know that their lease has lapsed
         self._last_ns = 0
         self._sights: dict[str, Sight] = {}
 
@@ -177,7 +177,7 @@ class Looks:
             else:
                 # Not at first sight: a clock that stepped forward makes every lease look old until its next beat.
                 sight.unchanged += 1
-                sight.is_old = sight.is_old or (sight.unchanged == OLD_LOOKS and self._is_old(master, number))
+                sight.is_old = sight.is_old or (sight.unchanged == self._old_looks and self._is_old(master, number))
         for master in set(self._sights) - seen:
             del self._sights[master]
         self._last_ns = end_ns

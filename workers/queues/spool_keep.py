@@ -21,15 +21,16 @@ from typing import TYPE_CHECKING
 from workers.board import Q, WorkerText
 from workers.errors import QueueUnavailable
 from workers.queues import names
-from workers.queues.base import Cause, Consumer, Kept
+from workers.queues.base import Cause, Consumer, Depth, Kept
 from workers.queues.lease import Lease, Looks
-from workers.queues.spool_look import META, is_meta
+from workers.queues.spool_look import META, Claims, depth, is_meta
 
 if TYPE_CHECKING:
     from workers.queues.spool import Spool
 
 log = logging.getLogger(__name__)
 
+LISTED_MAX = 1000  # owners' directories that all keepers of a queue list for one measure, together
 SWEEP_S = 5.0  # tmp/, flat claims and done/ are looked at no more often
 
 
@@ -60,6 +61,7 @@ class SpoolKeeper:
         self._swept_ns = 0
         self._probed_ns = 0
         self._strange: set[str] = set()
+        self._claims = Claims(self._directory)
 
     # ---- the round
 
@@ -91,6 +93,13 @@ class SpoolKeeper:
             raise QueueUnavailable.at("keep", error.filename or self._directory.path, error) from error
         return kept
 
+    def depth(self, *, is_exact: bool) -> Depth:
+        """See Queue.depth. In a large cluster claims are counted a part at a time, unless *is_exact*."""
+        if is_exact:
+            return depth(self._directory)
+        self._claims.most = max(LISTED_MAX // max(self._slot.words[Q.PEERS], 1), 1)
+        return depth(self._directory, self._claims)
+
     def _beat_when_due(self) -> bool:
         now_ns = self._system.boottime_ns()
         if now_ns - self._beat_ns < self._directory.times.lease_interval_s * 1e9 and self.lease.is_good:
@@ -105,9 +114,8 @@ class SpoolKeeper:
         found = {}
         with self._system.scandir(self._directory.pending) as entries:
             for entry in entries:
-                owner = names.parse_owner(entry.name)
                 # A link is not followed: what it points at is nobody's claim, and may not even be the queue's.
-                if owner is not None and entry.is_dir(follow_symlinks=False):
+                if entry.is_dir(follow_symlinks=False) and (owner := names.parse_owner(entry.name)) is not None:
                     found[entry.name] = owner
         return found
 
@@ -292,9 +300,9 @@ class SpoolKeeper:
             elif not names.is_ignored(file):
                 self._spool.to_errors_as_left(path, "abandoned in tmp")
                 kept.temporary += 1
+        owners = self._owners()  # not looked at one by one: there may be thousands
         for file in self._system.listdir(self._directory.pending):
-            path = os.path.join(self._directory.pending, file)
-            if names.parse_owner(file) is None or not self._system.is_directory(path):
+            if file not in owners:
                 self._sweep_flat(file, now_ns - stale_ns, kept)
         self._prune(self._directory.done, self._spool.settings.keep_done_s, now_ns, kept)
         self._prune(self._directory.errors, self._spool.settings.keep_errors_s, now_ns, kept)

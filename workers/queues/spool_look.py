@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Set
+import sys
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 from workers.errors import QueueUnavailable
 from workers.queues import names
@@ -63,8 +64,31 @@ class _Ages:
         return 0.0 if self._oldest_s is None else min(max(self._now_s - self._oldest_s, 0.0), AGE_S_MAX)
 
 
-def depth(directory: Directory) -> Depth:
-    """Count by state. One pass over each directory, no stat but for the age of foreign names."""
+class Claims:
+    """What lies in the owners' directories; *most* of them are listed at a time, of the others it is what was seen."""
+
+    def __init__(self, directory: Directory, most: int = sys.maxsize) -> None:
+        self._directory = directory
+        self.most = most
+        self._seen: dict[str, list[str]] = {}  # by owner, who was listed longest ago first
+
+    def of(self, owners: Sequence[str]) -> Iterable[tuple[str, list[str]]]:
+        """Each of *owners* and its files: new ones are listed first, then who was listed longest ago."""
+        there = set(owners)
+        self._seen = {owner: files for owner, files in self._seen.items() if owner in there}
+        fresh = [owner for owner in owners if owner not in self._seen]
+        for owner in [*fresh, *self._seen][: self.most]:
+            self._seen.pop(owner, None)
+            try:
+                self._seen[owner] = self._directory.system.listdir(os.path.join(self._directory.pending, owner))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        return self._seen.items()
+
+
+def depth(directory: Directory, claims: Claims | None = None) -> Depth:
+    """Count by state. One pass over each directory, no stat but for the age of foreign names; see Claims."""
+    claims = claims or Claims(directory)
     try:
         counts: dict[str, int] = {}
         oldest: dict[str, float] = {}
@@ -81,7 +105,7 @@ def depth(directory: Directory) -> Depth:
         oldest["waiting"] = ages.age_s()
         for state in ("claimed", "deferred", "errors"):
             ages, counts[state] = _Ages(directory), 0
-            for place, file, name in _files(directory, state):
+            for place, file, name in _files(directory, state, claims):
                 counts[state] += 1
                 ages.add(place, file, name)
             oldest[state] = ages.age_s()
@@ -90,21 +114,17 @@ def depth(directory: Directory) -> Depth:
     return Depth(counts["waiting"], counts["claimed"], counts["deferred"], counts["errors"], ignored, oldest)
 
 
-def _files(directory: Directory, state: str) -> Iterator[tuple[str, str, str]]:
+def _files(directory: Directory, state: str, claims: Claims) -> Iterator[tuple[str, str, str]]:
     """(directory, file, NAME) of each message in one of the other states."""
     if state == "claimed":
-        for owner in directory.system.listdir(directory.pending):
-            if names.parse_owner(owner) is None:
-                if not names.is_ignored(owner) and not directory.system.is_directory(
-                    os.path.join(directory.pending, owner)
-                ):
-                    yield directory.pending, owner, names.parse(owner).name
-                continue
+        owners = []
+        for name in directory.system.listdir(directory.pending):
+            if names.parse_owner(name) is not None:
+                owners.append(name)
+            elif not names.is_ignored(name) and not directory.system.is_directory(f"{directory.pending}/{name}"):
+                yield directory.pending, name, names.parse(name).name
+        for owner, files in claims.of(owners):
             place = os.path.join(directory.pending, owner)
-            try:
-                files = directory.system.listdir(place)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
             yield from ((place, file, names.parse(file).name) for file in files if not file.startswith(".nfs"))
     elif state == "deferred":
         for file in directory.system.listdir(directory.deferred):
@@ -140,7 +160,7 @@ def _listed(directory: Directory, state: State) -> Iterator[Listed]:
                 mark = names.parse(file)
                 yield Listed(mark.name, state, path, mark.attempts + 1, mark.crashes)
         return
-    for place, file, name in _files(directory, state):
+    for place, file, name in _files(directory, state, Claims(directory)):
         due = names.parse_due(file) if state == "deferred" else None
         mark = due[1] if due else names.parse(file)
         owner = os.path.basename(place) if state == "claimed" and place != directory.pending else None
