@@ -33,7 +33,7 @@ RATES = {
     "clocks set": 0.05,
 }
 # And for the server. "Far" is farther than the age at which what is on the disk counts as abandoned.
-SERVER_RATES = {"server clock set": 0.2, "server clock set far": 0.0, "server away": 0.1, "server full": 0.15}
+SERVER_RATES = {"server clock set": 0.2, "server clock set far": 0.1, "server away": 0.1, "server full": 0.15}
 
 
 @dataclass(slots=True)
