@@ -30,6 +30,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import Pool
 from typing import Any
 
 from tests.sim.accounts import Accounts, Message
@@ -412,28 +413,63 @@ def main(arguments: list[str]) -> int:
         command = [sys.executable, "-m", "tests.sim.cluster", *arguments]
         os.execve(sys.executable, command, os.environ | {"PYTHONHASHSEED": "0"})  # noqa: S606
     rates = {kind: float(rate) for kind, _, rate in (each.partition("=") for each in chosen.rate)}
-    failed = 0
-    for seed in range(chosen.seed, chosen.seed + chosen.seeds):
-        plan = Plan(
+    plans = [
+        Plan(
             seed, chosen.hosts, chosen.workers, chosen.messages, chosen.minutes, chosen.handler, faults=chosen.faults,
             network=None if chosen.local else "nfs", sweep_s=chosen.sweep, rates=rates,
-        )  # fmt: skip
-        try:
-            if chosen.about:
-                with quiet_and_repeatable(plan):
-                    cluster = Cluster(plan)
-                    cluster.virtual.told = deque()
-                    with suppress(AssertionError):
-                        cluster.run()
-                    print("\n".join(cluster.virtual.story(chosen.about)))  # noqa: T201
-                continue
-            figures = simulate(plan)
-        except AssertionError as error:
-            failed += 1
-            print(error, file=sys.stderr)  # noqa: T201
-        else:
-            print(json.dumps(figures) if chosen.json else "\n".join(f"{k}: {v}" for k, v in figures.items()) + "\n")  # noqa: T201
-    return 1 if failed else 0
+        )
+        for seed in range(chosen.seed, chosen.seed + chosen.seeds)
+    ]  # fmt: skip
+    if chosen.about:
+        for plan in plans:
+            _tell(plan, chosen.about)
+        return 0
+    violations, sums = 0, Counter[str]()
+    # A process for each: what a run leaves behind is gone with it, and every core is used.
+    with Pool(min(len(plans), os.cpu_count() or 1), maxtasksperchild=1) as pool:
+        for plan, figures, violation in pool.imap(_simulated, plans):
+            violations += bool(violation)
+            sums += _flat(figures)
+            if violation:
+                print(violation, file=sys.stderr, flush=True)  # noqa: T201
+            elif chosen.json:
+                print(json.dumps(figures), flush=True)  # noqa: T201
+            else:
+                print(f"seed {plan.seed}: " + _told(_flat(figures)), flush=True)  # noqa: T201
+    if not chosen.json:
+        print(f"{len(plans)} seeds, {violations} with violations: " + _told(sums))  # noqa: T201
+    return 1 if violations else 0
+
+
+def _simulated(plan: Plan) -> tuple[Plan, dict[str, Any], str]:
+    try:
+        return plan, simulate(plan), ""
+    except AssertionError as error:
+        return plan, {}, str(error)
+
+
+def _tell(plan: Plan, text: str) -> None:
+    with quiet_and_repeatable(plan):
+        cluster = Cluster(plan)
+        cluster.virtual.told = deque()
+        with suppress(AssertionError):
+            cluster.run()
+        print("\n".join(cluster.virtual.story(text)))  # noqa: T201
+
+
+def _flat(figures: dict[str, Any]) -> Counter[str]:
+    """The figures that can be summed; those of a group under their own names."""
+    found: Counter[str] = Counter()
+    for key, value in figures.items():
+        if isinstance(value, dict):
+            found += _flat(value)
+        elif isinstance(value, int | float) and key not in ("seed", "violations"):
+            found[key] += value
+    return found
+
+
+def _told(figures: Counter[str]) -> str:
+    return ", ".join(f"{value:,.0f} {key}" for key, value in figures.items())
 
 
 if __name__ == "__main__":
