@@ -65,10 +65,14 @@ class System:
     wall_ns = staticmethod(time.time_ns)
 
     def is_directory(self, path: str, *, is_followed: bool = False) -> bool:
-        """Whether *path* is a directory; a symbolic link to one only when *is_followed*. Raises OSError, but ENOENT."""
+        """
+        Whether *path* is a directory; a symbolic link to one only when *is_followed*.
+
+        Raises OSError, but not for what is not there or cannot be a path.
+        """
         try:
             found = self.stat(path) if is_followed else self.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no path can be called so
             return False
         return stat.S_ISDIR(found.st_mode)
 

@@ -34,12 +34,13 @@ class Message:
     One message and what happened to it.
 
     Attributes:
-        paths: its names in the directories of state.
+        name: the NAME that all of its names end in; paths: its names in the directories of state.
         ends: settles that were answered "done" or "forwarded" in the queue of that name.
         failed: attempts of which a handler, or the master's time limit, said that they failed.
     """
 
     body: bytes
+    name: str
     paths: list[str]
     handled: int = 0
     failed: int = 0
@@ -57,6 +58,13 @@ class Beats:
     last_ns: int
     ended_ns: int = 0
     silence_ns: int = 0
+
+
+def name_of(path: str) -> str:
+    """The NAME of a message that lies at *path*."""
+    file = path.rpartition("/")[2]
+    due = names.parse_due(file)
+    return due[1].name if due else names.parse(file).name
 
 
 class Accounts:
@@ -200,7 +208,7 @@ class Accounts:
             self._wrong(f"{body!r} entered at {path} after its put had said that it did not")
         if not body:
             self._wrong(f"{path} is empty")
-        self.messages[body] = self._by_inode[inode] = message = Message(body, [path])
+        self.messages[body] = self._by_inode[inode] = message = Message(body, name_of(path), [path])
         self._live[message] = None
         self.counts["messages"] += 1
 
@@ -289,6 +297,9 @@ class Accounts:
     def _wrong(self, what: str, *suspects: str) -> None:
         self._virtual.wrong.append(what)
         self._virtual.suspects += suspects
+        for body in re.findall(r"b'(\S+?)'", what):
+            if (message := self.messages.get(body.encode())) is not None:
+                self._virtual.suspects.append(message.name)
         for text in re.findall(r"/\S+", what):
             self._virtual.suspects.append(names.parse(text.rstrip("',]").rpartition("/")[2]).name)
 

@@ -60,7 +60,8 @@ class Violation(AssertionError):
 
     def __init__(self, scenario: str, trail: Sequence[Choice], why: str, story: Sequence[str]) -> None:
         steps = [choice.actor if choice.how == GO else tuple(choice) for choice in trail]
-        super().__init__("\n".join([f"{scenario}: {why}", *story, f"replay: {steps}"]))
+        again = f"python -m tests.sim schedules --trail '{steps}' '{scenario}'"
+        super().__init__("\n".join([f"{scenario}: {why}", *story, again]))
         self.trail, self.why = tuple(trail), why
 
 

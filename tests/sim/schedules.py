@@ -2,12 +2,14 @@
 schedules - the command that walks the scenarios: python -m tests.sim schedules [--long] [NAME ...]
 
 One line a scenario, several at a time, and the sum. NAME is part of a scenario's name.
+What a violation prints last is the command that walks its trail again.
 See also: scenarios, explore.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import logging
 import os
 import sys
@@ -15,7 +17,7 @@ import time
 from collections.abc import Sequence
 from multiprocessing import Pool
 
-from tests.sim.explore import Report, Violation, explore
+from tests.sim.explore import Report, Violation, explore, replay
 from tests.sim.scenarios import LONG, SHORT, load
 
 STATES_MAX = 400_000  # a gigabyte
@@ -25,10 +27,16 @@ def main(arguments: Sequence[str]) -> int:
     """Walk; 1 when something was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim schedules", description="walk every schedule")
     parser.add_argument("--long", action="store_true", help="the bigger scenarios, some minutes each")
+    parser.add_argument("--trail", help="walk this one trail of the scenario NAME, as a violation prints it")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only those that have this in their names")
     asked = parser.parse_args(arguments)
     load()
-    wanted = [name for name in (LONG if asked.long else SHORT) if any(part in name for part in asked.names or [""])]
+    if asked.trail:
+        return _walk_again(asked.names[0], ast.literal_eval(asked.trail))
+    known = LONG if asked.long else SHORT
+    wanted = [name for name in known if name in asked.names or any(part in name for part in asked.names or [""])]
+    if not wanted:
+        parser.error("no scenario has that in its name; these are known:\n" + "\n".join(known))
     total, found, began = Report("sum"), 0, time.monotonic()
     with Pool(os.cpu_count()) as pool:
         for report, seconds, violation in pool.imap_unordered(_walk, wanted):
@@ -41,6 +49,17 @@ def main(arguments: Sequence[str]) -> int:
             total.schedules += report.schedules
     print(f"{len(wanted)} scenarios, {total}, {found} failed  {time.monotonic() - began:.0f} s")  # noqa: T201
     return 1 if found else 0
+
+
+def _walk_again(name: str, trail: Sequence[int | tuple[int, str]]) -> int:
+    logging.disable(logging.CRITICAL)
+    try:
+        replay((SHORT | LONG)[name], trail)
+    except Violation as violation:
+        print(violation)  # noqa: T201 - a command
+        return 1
+    print("the trail leads to no violation")  # noqa: T201 - a command
+    return 0
 
 
 def _walk(name: str) -> tuple[Report, float, str]:

@@ -250,7 +250,6 @@ class Virtual:
         self._events: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
         self._free_ns = 0  # the server has done all that was sent
-        self._full_until_ns = 0
         self._pid = 100
 
     # ---- time

@@ -31,6 +31,7 @@ from workers.errors import (
 from workers.message import Claim, Message
 from workers.queues import names
 from workers.queues.base import Settings
+from workers.queues.open import default_host
 from workers.queues.spool import Spool
 
 NOBODY = 65534
@@ -63,6 +64,20 @@ def test_a_queue_is_made_only_when_asked_and_where_its_parent_exists(tmp_path):
     with pytest.raises(QueueMissing, match="parent"):
         Spool(str(tmp_path / "none" / "queue"), SETTINGS)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["/tmp/a\0b", "/tmp/a\ud800b"])
+def test_what_cannot_be_a_path_is_no_queue(path):
+    with pytest.raises(QueueMissing):
+        Spool(path)
+
+
+@pytest.mark.parametrize("suffix", names.IGNORED_SUFFIXES[:-1])
+def test_a_host_whose_messages_nobody_would_take_is_refused_and_never_drawn(monkeypatch, suffix):
+    with pytest.raises(InvalidName, match="must not end in"):
+        names.check_host(f"node{suffix}")
+    monkeypatch.setattr("socket.gethostname", lambda: f"node{suffix}")
+    assert names.check_host(default_host()) == f"node-{suffix[1:]}"
 
 
 def test_a_queue_that_was_made_is_durable_before_anything_is_put_into_it(tmp_path):

@@ -204,6 +204,23 @@ def test_a_stale_flat_claim_of_any_name_goes_back_when_that_was_asked_for(rig):
     assert pool.claim().name == "report.csv"
 
 
+def test_an_owner_that_is_made_while_pending_is_swept_is_not_called_strange(rig, caplog):
+    pool = rig.pool()
+    looks, made = [], []
+
+    def arrive(name, arguments):
+        if name in ("listdir", "scandir") and arguments[0] == pool.spool.directory.pending:
+            looks.append(name)
+            if len(looks) == 3:  # the round's own, and then the sweep's second one
+                made.append(names.owner_name(pool.master, 3, pool.system))
+                os.mkdir(f"{arguments[0]}/{made[0]}")
+
+    pool.keeper_system.before = arrive
+    pool.keeper.keep()
+    assert made
+    assert "is no owner" not in caplog.text
+
+
 @pytest.mark.parametrize("name", ["someone", "-rf", "t0c0-x~y", "host.0123.directory", "\x1b[31m"])
 def test_a_strange_directory_in_pending_is_reported_once_and_never_touched(rig, caplog, name):
     pool = rig.pool()

@@ -249,6 +249,19 @@ def test_a_link_whose_reply_was_lost_and_whose_message_was_claimed_has_been_made
     assert rig.files("tmp") == []
 
 
+def test_a_file_moved_in_that_had_two_names_before_is_not_taken_for_put_when_its_name_waits(tmp_path):
+    rig = Rig(tmp_path / "queue", World(tmp_path), network="nfs")
+    spool = rig.pool().spool
+    spool.put(b"another's", "mine")
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    os.link(source, tmp_path / "backup")
+    spool.system.fail_all("rename_noreplace", errno.EINVAL)
+    with pytest.raises(MessageExists):
+        spool.put_file(source, "mine")
+    assert source.read_bytes() == b"x"
+
+
 def test_a_link_whose_reply_was_lost_and_whose_message_was_finished_is_unknown(tmp_path):
     spool = Rig(tmp_path / "queue", World(tmp_path), network="nfs").pool().spool
 

@@ -138,7 +138,7 @@ class Directory:
         # See test_an_operation_survives_every_call_that_fails.
         for give, missing in (
             (self.system.link, (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS)),
-            (self.system.rename_noreplace, (errno.EINVAL, errno.ENOSYS)),
+            (self.system.rename_noreplace, (errno.EINVAL, errno.ENOSYS, errno.EPERM)),
         ):
             try:
                 give(fresh, target)

@@ -28,7 +28,7 @@ COUNT_MAX = 9999
 COUNTER_MAX = (1 << 24) - 1
 TIME_S_MIN, TIME_S_MAX = -62135596800.0, 253402300799.0  # the years 1 to 9999
 IGNORED_SUFFIXES = (".tmp", ".part", ".filepart", ".crdownload", ".swp", "~")
-UNPUBLISHED = ".tmp"  # of IGNORED_SUFFIXES, so no message ends in it
+UNPUBLISHED = ".tmp"  # of IGNORED_SUFFIXES: nothing that a queue gives out ends in it
 HOST = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
 _MARK = re.compile(r"t(0|[1-9][0-9]{0,3})c(0|[1-9][0-9]{0,3})-([0-9a-f]{22})~")
@@ -141,6 +141,8 @@ def check_host(host: str) -> str:
     """*host* itself, or InvalidName."""
     if not HOST.match(host):
         raise InvalidName(f"host {host!r} must be 1 to 64 of the characters A-Z a-z 0-9 . _ -")
+    if is_ignored(f"x.{host}"):  # and so would be every message that it puts
+        raise InvalidName(f"host {host!r} must not end in {' '.join(IGNORED_SUFFIXES[:-1])}")
     return host
 
 

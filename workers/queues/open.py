@@ -15,6 +15,7 @@ import re
 import socket
 
 from workers.errors import QueueRefused
+from workers.queues import names
 from workers.queues.base import Queue, Settings
 from workers.queues.null import Null
 from workers.queues.spool import Spool
@@ -41,7 +42,8 @@ def split_url(url: str) -> tuple[str, str]:
 
 def default_host() -> str:
     """This host's name as far as it may stand in a message's name."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "localhost"
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "localhost"
+    return host.replace(".", "-") if names.is_ignored(f"x.{host}") else host
 
 
 def open_queue(

@@ -63,7 +63,7 @@ class Spool(Queue):
     ) -> None:
         self.settings = settings or Settings()
         self.system = system
-        self.host = host
+        self.host = names.check_host(host)
         self.directory = Directory(path, system)
         self.directory.open(self.settings)
         self.url = f"spool:{self.directory.path}"
@@ -376,9 +376,9 @@ class Spool(Queue):
     def _check_gone(self, claim: Claim, target: str) -> None:
         """Raise OSError unless it is the message that is gone: a lost mount answers ENOENT to everything."""
         if not self.directory.is_same():
-            raise OSError(errno.ESTALE, "another queue, or none, is there now", self.directory.path)
+            raise OSError(errno.ESTALE, ".pool/id is another one now, or cannot be read", self.directory.path)
         if self._is_there(claim.path):
-            raise OSError(errno.ENOENT, "the directory is gone", target)
+            raise OSError(errno.ENOENT, f"it is still there, and {os.path.basename(target)}/ may be gone", claim.path)
 
     def _was_ours(self, claim: Claim) -> bool:
         """Whether our lease was good from the claim until now, read after the ENOENT."""

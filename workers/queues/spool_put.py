@@ -365,7 +365,9 @@ class Producer:
             found = self._system.lstat(source)
             # RACE: a consumer has claimed it and another of that name waits: only the count of names tells then.
             # See test_a_link_whose_reply_was_lost_and_whose_message_was_claimed_has_been_made.
-            return found.st_nlink > 1 or _is_same(found, self._system.lstat(target))
+            if found.st_nlink > 1 and source.startswith(f"{self._directory.tmp}/"):
+                return True  # a file that is moved in may have had other names before
+            return _is_same(found, self._system.lstat(target))
         except FileNotFoundError:
             raise self._gone(error) from error
 
