@@ -138,9 +138,11 @@ class Cluster:
             self._mend()
             quiet_s = self._wait_until_quiet()
             self.accounts.check_all_ended()
+            return self._figures(quiet_s, time.perf_counter() - start_s)
         except Exception as error:
             raise self._violation(error) from error
-        return self._figures(quiet_s, time.perf_counter() - start_s)
+        finally:
+            self.virtual.close()
 
     def begin(self) -> None:
         """Everybody starts, within a second or two."""

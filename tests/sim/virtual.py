@@ -249,6 +249,7 @@ class Virtual:
         self.digest = hashlib.blake2b(digest_size=8)
         self._events: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
+        self._tasks: dict[Task, None] = {}  # in the order in which they were started
         self._free_ns = 0  # the server has done all that was sent
         self._pid = 100
 
@@ -287,8 +288,15 @@ class Virtual:
     def start(self, process: Client, act: Callable[[], object], on_end: Callable[[Task], None]) -> Task:
         """Let *process* do *act*, from the next event on."""
         task = Task(self, process, act, on_end)
+        self._tasks = {other: None for other in self._tasks if not other.is_over} | {task: None}
         self.at(0.0, self.resume, task, 0, None)
         return task
+
+    def close(self) -> None:
+        """End all tasks where they stand: one that is only forgotten would keep its world in memory."""
+        for task in self._tasks:
+            task.on_end = lambda _: None
+            task.kill("the end")
 
     def resume(self, task: Task, turn: int, answer: Any) -> None:
         """Let it go on, if it still waits for that."""
