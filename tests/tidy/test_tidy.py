@@ -355,6 +355,12 @@ def test_every_race_and_order_comment_names_a_test_that_exists() -> None:
     assert not missing, "\n".join(missing)
 
 
+def test_every_test_that_the_proof_names_exists() -> None:
+    named = set(re.findall(r"\btest_\w+", (ROOT / "tests" / "PROOF.md").read_text()))
+    assert named
+    assert not named - known_tests()
+
+
 def test_no_file_names_a_place_of_the_machine_it_was_written_on() -> None:
     places = ["/wo" + "rk/", "/opt/" + "venv", "/tmp/br" + "ief"]
     for path in project_files():
