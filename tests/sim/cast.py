@@ -46,7 +46,9 @@ def make_world(*paths: str, network: str | None = None) -> tuple[World, Ledger]:
     """A world with an empty queue at each of *paths* (at QUEUE when none is named)."""
     world = World(network=network)
     world.disk.copy_of(_made(paths or (QUEUE,)))
-    return world, Ledger(world)
+    ledger = Ledger(world)
+    ledger.ending = set()
+    return world, ledger
 
 
 _opened: dict[tuple[str, Settings, str | None], dict[str, object]] = {}
@@ -169,6 +171,8 @@ def leave(spool: Spool, ledger: Ledger) -> None:
 
 def _settle(spool: Spool, claim: Claim, ledger: Ledger, settle: str, following: Spool | None) -> None:
     body = body_of(spool, claim)
+    if settle in ("done", "forward anew"):
+        ledger.may_end(body)
     for _ in range(3):
         try:
             if settle == "done":
@@ -274,6 +278,7 @@ def recover(world: World, ledger: Ledger, *paths: str) -> None:
             _pass(world, pool, 101.0)
             while (claim := worker.claim()) is not None:
                 ledger.was_handled(body_of(worker, claim))
+                ledger.may_end(body_of(worker, claim))
                 worker.done(claim)
         worker.detach()
         pool.keeper.lease.leave()

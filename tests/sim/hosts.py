@@ -386,6 +386,7 @@ class Host(Place):
     def boot_again(self, boot: int) -> None:
         """After a crash."""
         if boot == self.boot:
-            self.booted_ns = self.cluster.virtual.now_ns
+            if self.master is None:  # else it was up before, and its clock goes on
+                self.booted_ns = self.cluster.virtual.now_ns
             self.start()
             self.cluster.start_producer(self)

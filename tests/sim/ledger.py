@@ -56,7 +56,10 @@ class Ledger:
         self.may_have_copies = False  # an operator lays links and copies into incoming/
         self.repeated: set[bytes] = set()  # bodies that may come twice, as documented
         self.live: set[Process] = set()  # workers that nobody may take for dead, unless they are
+        self.may_come_back = False  # somebody requeues, or takes from the next queue too
         self.foreign: set[Process] = set()  # programs that claim without a directory of their own
+        # What its holder may remove: handled, and being settled so that it ends. None: of whoever does not say so.
+        self.ending: set[bytes] | None = None
         self.left: list[str] = []  # the directories of workers that have left
         self._owners: dict[str, Process] = {}
         self._wrong: list[str] = []
@@ -74,9 +77,18 @@ class Ledger:
         """A handler has been given it."""
         self.handled[body] += 1
 
+    def may_end(self, body: bytes) -> None:
+        """Its holder has handled it, and settles it now so that it ends."""
+        if self.ending is not None:
+            self.ending.add(body)
+
     def was_settled(self, body: bytes, outcome: str) -> None:
         """A settle has returned; *outcome* is the verb, or lost."""
         self.outcomes[body, outcome] += 1
+        may_repeat = self.may_have_copies or self.may_come_back or body in self.repeated
+        ends = self.outcomes[body, outcome] + self.outcomes[body, "done"]
+        if outcome in ("reject", "forward") and ends > 1 and not may_repeat:
+            self._wrong.append(f"{body!r} was settled by two: {self.outcomes}")
         if outcome != "done":
             return
         if self.may_have_copies or body in self.repeated:
@@ -131,7 +143,11 @@ class Ledger:
         self.finished.add(change.inode)
         if state_of(change.source) != "pending":
             return False
-        return change.by in self.foreign or self._owners.get(os.path.dirname(change.source)) is change.by
+        if change.by in self.foreign:
+            return True
+        return self._owners.get(os.path.dirname(change.source)) is change.by and (
+            self.ending is None or change.inode.data in self.ending
+        )
 
     # ---- looking
 

@@ -187,7 +187,7 @@ def brought_back(how: str, settle: str, *, by_requeue: bool = True) -> Made:
     claim = a.claim()
     assert claim is not None
     a.reject(claim, "a reason")
-    ledger.may_have_copies = how != "move"
+    ledger.may_have_copies, ledger.may_come_back = how != "move", True
     operator, other = user(world, pid=2), user(world, pid=3)
     acts: list[Act] = [
         ("A", process(a), work(a, ledger, settle, stays=True)),
@@ -271,6 +271,7 @@ def forwarded(settle: str) -> Made:
     one, two = two_hosts(world)
     following = user(world, NEXT, pid=2)
     a, b = one.worker(), two.worker()
+    ledger.may_come_back = True
     three = Pool(world, "three", 300, path=NEXT)
     c = three.worker()
     settling = work(a, ledger, settle, following=following, holds=True)

@@ -39,6 +39,8 @@ def lease_lost(settle: str, *, removes: bool = False, watchers: int = 1, claims:
     three = Pool(world, "three", 300)
     a, b, following = one.worker(), two.worker(), user(world, NEXT, pid=2)
     handle = _removes_its_input(a) if removes else lambda _: None
+    if removes:
+        ledger.may_end(b"one")
     settling = work(a, ledger, settle, holds=True, times=claims, following=following, handle=handle)
     watching = [two, three][:watchers]
     counted(world, *watching)
