@@ -36,8 +36,8 @@ OPERATION_S = 0.0005
 ENTRIES = 100  # in one READDIR
 UNWAITED = ("CLOSE", "late REMOVE")
 ASKED = {
-    "link": "LINK", "mkdir": "MKDIR", "rmdir": "REMOVE", "lstat": "GETATTR", "rename_noreplace": "RENAME",
-    "statvfs": "FSSTAT",
+    "link": "LINK", "mkdir": "MKDIR", "rmdir": "REMOVE", "lstat": "GETATTR", "stat": "GETATTR",
+    "rename_noreplace": "RENAME", "statvfs": "FSSTAT",
 }  # fmt: skip
 
 

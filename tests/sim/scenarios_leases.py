@@ -113,6 +113,7 @@ def starting_keeper(settle: str, *, times: int = 1, rounds: int = 2, keepers: in
     one = Pool(world, "one", 100)
     a = one.worker()
     ledger.live.add(process(a))
+    one.keeper._swept_ns = one.keeper_process.boottime_ns()  # swept just now: that is another story
     acts: list[Act] = [
         ("K", one.keeper_process, keep(one.keeper, rounds)),
         ("A", process(a), work(a, ledger, settle, times=times, following=user(world, NEXT, pid=2))),

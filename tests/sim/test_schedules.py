@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from greenlet import getcurrent, greenlet
 
 from tests.sim.explore import Violation, explore, replay
 from tests.sim.scenarios import LONG, SHORT, load
@@ -27,9 +28,11 @@ Patch = pytest.MonkeyPatch
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_logged(monkeypatch: Patch) -> None:
+def _nothing_is_logged() -> Iterator[None]:
     """What the keepers of some thousand worlds say is half the time."""
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("name", list(SHORT))
@@ -41,19 +44,25 @@ def test_no_schedule_loses_repeats_or_strands_a_message(name: str) -> None:
 def keeps_the_token(patch: Patch, owner: Any, verb: str) -> None:
     """*verb* of *owner* gives a message the token that it has already."""
     real, parse, token = getattr(owner, verb), names.parse, names.Tokens.token
-    last = []
+    seen: dict[greenlet, list[str]] = {}  # the tokens that a caller has read since it began: others run meanwhile
 
     def parsing(file: str) -> names.Marked:
         found = parse(file)
-        last.append(found.token)
+        seen.get(getcurrent(), []).append(found.token)
         return found
 
-    def calling(self: Any, *arguments: Any) -> Any:
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(names, "parse", parsing)
-            inner.setattr(names.Tokens, "token", lambda self, name: last[-1] or token(self, name))
-            return real(self, *arguments)
+    def keeping(self: names.Tokens, name: str) -> str:
+        return (seen.get(getcurrent()) or [""])[-1] or token(self, name)
 
+    def calling(self: Any, *arguments: Any) -> Any:
+        seen[getcurrent()] = []
+        try:
+            return real(self, *arguments)
+        finally:
+            del seen[getcurrent()]
+
+    patch.setattr(names, "parse", parsing)
+    patch.setattr(names.Tokens, "token", keeping)
     patch.setattr(owner, verb, calling)
 
 
