@@ -9,14 +9,13 @@ See also: scenarios (who meets whom), ledger (what they must not do to a message
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 
 from tests.sim.board import Board
 from tests.sim.disk import Disk
-from tests.sim.explore import Actor
 from tests.sim.kernel import Pipe, Process, World
 from tests.sim.ledger import Ledger
 from workers.board import WorkerText
@@ -289,8 +288,3 @@ def _pass(world: World, pool: Pool, seconds: float) -> None:
     world.moved_ns += int(seconds * 1e9)
     pool.keeper.lease.beat()  # however much time was skipped, this pool is alive
     pool.keeper.keep()
-
-
-def actors(*those: tuple[str, Process, Callable[[], object]]) -> Sequence[Actor]:
-    """Actors that neither crash nor meet a fault."""
-    return [Actor(name, process, act) for name, process, act in those]

@@ -166,7 +166,7 @@ class Ledger:
             if path in self._world.disk.directories:
                 raise AssertionError(f"{path} is left by a worker that has left")
 
-    def check_all_ended(self, *, is_in_errors: bool = True) -> None:
+    def check_all_ended(self) -> None:
         """Nothing is lost and nothing is left: each message was finished, or is in errors/ (or done/)."""
         self.check()
         for path, inode in self._world.disk.files():

@@ -41,6 +41,15 @@ def two_hosts(world: World) -> tuple[Pool, Pool]:
     return Pool(world, "one", 100), Pool(world, "two", 200)
 
 
+def two_hosts_with_a_claim(world: World) -> tuple[Pool, Pool, Spool, Spool, Claim]:
+    """A pool with a worker on each of two; the first worker has taken what waits."""
+    one, two = two_hosts(world)
+    a, b = one.worker(), two.worker()
+    claim = a.claim()
+    assert claim is not None
+    return one, two, a, b, claim
+
+
 def died_with(pool: Pool) -> Spool:
     """A worker of *pool* that took what waits, and was killed; its master has taken it off the board."""
     spool = pool.worker()
@@ -108,10 +117,7 @@ def dead_owner(settle: str) -> Made:
 def leftover(settle: str) -> Made:
     """What A does not know of lies in its directory; it gives it back, while a keeper takes A for dead."""
     world, ledger = waiting()
-    one, two = two_hosts(world)
-    a, b = one.worker(), two.worker()
-    claim = a.claim()
-    assert claim is not None
+    one, two, a, b, claim = two_hosts_with_a_claim(world)
     a.settled(claim)
     pass_time(world, two)
     return world, ledger, [
@@ -166,10 +172,7 @@ def _leaves_out_txt(spool: Spool, body: bytes) -> Callable[[Claim], None]:
 def retried(settle: str) -> Made:
     """A message is due; two keepers move it, while A takes it and B too, and may defer it again."""
     world, ledger = waiting()
-    one, two = two_hosts(world)
-    a, b = one.worker(), two.worker()
-    claim = a.claim()
-    assert claim is not None
+    one, two, a, b, claim = two_hosts_with_a_claim(world)
     a.retry(claim, 0.0)
     return world, ledger, [
         ("A", process(a), work(a, ledger, settle, stays=True)),
@@ -182,10 +185,7 @@ def retried(settle: str) -> Made:
 def brought_back(how: str, settle: str, *, by_requeue: bool = True) -> Made:
     """O lays a rejected file, or a copy or a link of it, into incoming/ by hand, while another requeues it (H39)."""
     world, ledger = waiting()
-    one, two = two_hosts(world)
-    a, b = one.worker(), two.worker()
-    claim = a.claim()
-    assert claim is not None
+    one, two, a, b, claim = two_hosts_with_a_claim(world)
     a.reject(claim, "a reason")
     ledger.may_have_copies, ledger.may_come_back = how != "move", True
     operator, other = user(world, pid=2), user(world, pid=3)
@@ -227,10 +227,7 @@ def _bring(spool: Spool, how: str, source: str, *, is_deferred: bool = False) ->
 def copied_from_deferred(how: str) -> Made:
     """O lays a copy or a link of a deferred message into incoming/, while it becomes due (H40)."""
     world, ledger = waiting()
-    one, two = two_hosts(world)
-    a, b = one.worker(), two.worker()
-    claim = a.claim()
-    assert claim is not None
+    one, _, a, b, claim = two_hosts_with_a_claim(world)
     a.retry(claim, 0.0)
     ledger.may_have_copies = True
     operator = user(world, pid=2)

@@ -13,7 +13,7 @@ See also: spool (the protocol of this project), tests/contract (what all must do
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
@@ -143,9 +143,6 @@ class Kept:
     due: int = 0
     pruned: int = 0
     beat_ok: bool = True
-
-
-Waiter = Callable[[float], bool]  # wait(timeout_s): True when there may be a message
 
 
 class Queue(ABC):

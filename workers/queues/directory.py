@@ -32,7 +32,6 @@ LEASE_INTERVAL_S, LEASE_TIMEOUT_S, STALE_AFTER_S = 5.0, 60.0, 600.0
 PROBES_MAX = 10
 SHORTEST_S, LONGEST_S = 0.001, 1e9
 STATE_DIRECTORIES = ("incoming", "pending", "errors", "tmp", "deferred")
-FOREIGN_DIRECTORIES = ("incoming", "pending", "errors", "tmp")  # what a filer program makes
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 UNKNOWN = frozenset({errno.ENOENT, errno.EEXIST, errno.EIO, errno.ETIMEDOUT, errno.ESTALE})
 

@@ -23,7 +23,7 @@ from workers.errors import QueueUnavailable
 from workers.queues import names
 from workers.queues.base import Cause, Consumer, Depth, Kept
 from workers.queues.lease import Lease, Looks
-from workers.queues.spool_look import META, Claims, depth, is_meta
+from workers.queues.spool_look import META, Claims, depth
 
 if TYPE_CHECKING:
     from workers.queues.spool import Spool
@@ -55,7 +55,6 @@ class SpoolKeeper:
         self.lease = Lease(self._directory, consumer.master, self._slot)
         self._looks = Looks(self._directory, self.lease)
         self._kernel8 = self._system.kernel8(spool.host)
-        self._parsed_master = names.parse_master(consumer.master)
         self._unlisted: set[str] = set()
         self._beat_ns = 0
         self._swept_ns = 0
@@ -363,10 +362,11 @@ class SpoolKeeper:
     def _prune(self, place: str, keep_s: float | None, now_ns: int, kept: Kept) -> None:
         if keep_s is None:
             return
-        known = set(self._listing(place))
-        for file in known:
+        files = self._listing(place)
+        known = set(files)
+        for file in files:
             path = os.path.join(place, file)
-            if is_meta(file, known) and file.removesuffix(META) in known:
+            if file.endswith(META) and file.removesuffix(META) in known:
                 continue  # goes with its message
             if not self._is_older(path, now_ns - int(keep_s * 1e9)):
                 continue
