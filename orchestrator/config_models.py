@@ -96,6 +96,12 @@ def _path(value: object) -> object:
     return Path(value) if isinstance(value, str) else value
 
 
+def _state_dir(value: object) -> object:
+    if isinstance(value, str) and (not value.startswith("/") or "\0" in value):
+        raise ValueError(f"must be the absolute path of a directory, not {shown(value)}")
+    return value
+
+
 def _listen(value: object) -> object:
     return value if value is None or isinstance(value, tuple) else parse_listen(value)
 
@@ -229,6 +235,11 @@ class QueueConfig(_Table):
         description="age at which foreign claims and abandoned files in tmp/ are reaped",
         json_schema_extra={"type": DURATION, "default": "the queue's own (600s for a new one)"},
     )
+    state_dir: Annotated[str | None, BeforeValidator(_state_dir)] = Field(
+        None,
+        description="where a protocol keeps counts, retries and errors that it has no place for in its queue",
+        json_schema_extra={"type": TEXT, "default": "none: beside the queue, in NAME.pool/"},
+    )
     keep_done: DurationOrNone = Field(
         None,
         description="keep finished messages in done/ for that long",
@@ -283,6 +294,7 @@ class QueueConfig(_Table):
             stale_after_s=self.stale_after,
             keep_done_s=self.keep_done,
             keep_errors_s=self.keep_errors,
+            state_dir=self.state_dir,
             create=self.create,
         )
 

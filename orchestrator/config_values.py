@@ -25,8 +25,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from workers.board import WORKERS_MAX
+from workers.queues.open import SCHEMES, split_set
 
-KNOWN = ("spool", "null")  # schemes of queue URLs that there is a protocol for
+KNOWN = SCHEMES  # of queue URLs that there is a protocol for
+WITH_OPTIONS = ("dirq-simple", "dirq")  # behind a question mark
 DURATION_S_MAX = 10 * 365 * 86400.0
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,63}\Z")
 QUEUE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}\Z")
@@ -141,18 +143,23 @@ def absolute_url(url: str, directory: str | None) -> str:
         if path:
             raise ValueError(f"must be null: with nothing behind the colon, not {shown(url)}")
         return "null:"
+    if scheme == "set":
+        return "set:" + ",".join(absolute_url(member, directory) for member in split_set(path))
+    path, mark, options = path.partition("?") if scheme in WITH_OPTIONS else (path, "", "")
     if not path:
-        raise ValueError('must name a directory, as in "spool:/var/spool/thumbs"')
+        raise ValueError(f'must name a directory, as in "{scheme}:/var/spool/thumbs"')
     if not path.startswith("/"):
         if directory is None:
             raise ValueError(f"must be an absolute path, not {shown(url)}")
         path = f"{directory}/{path}"
-    return "spool:/" + "/".join(part for part in path.split("/") if part not in ("", "."))
+    return f"{scheme}:/" + "/".join(part for part in path.split("/") if part not in ("", ".")) + mark + options
 
 
 def base_name(url: str) -> str:
     """A queue's name out of its absolute *url*: the last part of the path, other characters as _."""
     scheme, _, path = url.partition(":")
+    if scheme in (*WITH_OPTIONS, "set"):
+        path = path.partition("?")[0]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", path.rpartition("/")[2]).lstrip(".-")[:57]
     return name or (scheme if scheme == "null" else "queue")
 

@@ -22,9 +22,9 @@ from orchestrator.config import QueueConfig
 from orchestrator.watch import Watcher
 from workers.board import Board
 from workers.errors import OrchestratorError
+from workers.queues.base import Claimable
 from workers.queues.feeder import TROUBLE_S_MAX, Feeder, Feeding
 from workers.queues.open import open_queue
-from workers.queues.spool import Spool
 from workers.system import SYSTEM
 
 log = logging.getLogger(__name__)
@@ -61,24 +61,26 @@ def feed(orders: Orders) -> int:
             SYSTEM.sleep(TROUBLE_S_MAX)
     if queue is not None:
         reader, writer = orders.feed
-        directory, network = queue.directory.incoming, queue.directory.network
+        directory = queue.watch_directory()
+        if directory is None:
+            log.info("arrivals in %s make no event here: polling", queue.url)
         feeding = Feeding(
             url=queue.url,
-            directory=directory,
+            source=queue.source(),
             order=queue.settings.order,
             board=orders.board,
             queue_slot=orders.slot,
             reader=reader,
             writer=writer,
-            watch=lambda: Watcher.on(directory),
-            is_network=network is not None,
+            watch=lambda: None if directory is None else Watcher.on(directory),
+            is_network=queue.network is not None,
         )
         Feeder(feeding, SYSTEM).run(is_over)
     return 0
 
 
-def _opened(orders: Orders) -> Spool:
+def _opened(orders: Orders) -> Claimable:
     config = orders.queue
     queue = open_queue(config.url, settings=dataclasses.replace(config.settings(), create=False), host=orders.host)
-    assert isinstance(queue, Spool)  # noqa: S101 - the keeper has refused what cannot be claimed from
+    assert isinstance(queue, Claimable)  # noqa: S101 - the keeper has refused what cannot be claimed from
     return queue

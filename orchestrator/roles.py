@@ -34,10 +34,9 @@ from workers.errors import OrchestratorError, QueueRefused
 from workers.handler import Handler, resolve
 from workers.handlers.command import Command
 from workers.keeper import Leave, Measure, QueueKeeper, Release
-from workers.queues.base import Consumer, Queue
+from workers.queues.base import Claimable, Consumer, Queue
 from workers.queues.feed import SILENT_NS, nudge
 from workers.queues.open import open_queue
-from workers.queues.spool import Spool
 from workers.system import SYSTEM
 from workers.worker import Leaving, Wait, Worker, polling
 
@@ -231,9 +230,9 @@ def _start(
 
     def open_it() -> Queue:
         queue = open_queue(config.url, settings=settings, host=keeping.host)
-        if isinstance(queue, Spool):
+        if isinstance(queue, Claimable):
             # By inode: a link or another spelling of the path is the same directory.
-            found = os.stat(queue.directory.incoming)
+            found = os.stat(queue.identity)
             other = places.setdefault((found.st_dev, found.st_ino), config.name)
             if other != config.name:
                 raise QueueRefused(f"{config.url} is the same directory as queue {other} of this pool: leave one out")

@@ -30,6 +30,7 @@ COPIED = ("workers", "orchestrator", "tests", "pyproject.toml", "README.md")
 LIMIT_S = 300
 
 PUT, SPOOL, KEEP = "workers/queues/spool_put.py", "workers/queues/spool.py", "workers/queues/spool_keep.py"
+OWNERS = "workers/queues/owners.py"
 LEASE, DIRECTORY, NAMES = "workers/queues/lease.py", "workers/queues/directory.py", "workers/queues/names.py"
 IN_SPOOL, IN_PUT, IN_KEEP = (
     "tests/unit/test_spool.py::",
@@ -273,10 +274,9 @@ MUTATIONS = (
     Mutation(
         "lapse-then-time",
         LEASE,
-        "            self._words[Q.LAPSES] += 1\n        self._words[Q.HALF_TIMEOUT_NS] = self._half_ns\n"
-        "        self._words[Q.BEAT_NS] = before_ns\n",
-        "            self._words[Q.BEAT_NS] = before_ns\n            self._words[Q.LAPSES] += 1\n"
-        "        self._words[Q.HALF_TIMEOUT_NS] = self._half_ns\n        self._words[Q.BEAT_NS] = before_ns\n",
+        "        words[Q.LAPSES] += 1\n    words[Q.HALF_TIMEOUT_NS] = half_ns\n    words[Q.BEAT_NS] = before_ns\n",
+        "        words[Q.BEAT_NS] = before_ns\n        words[Q.LAPSES] += 1\n"
+        "    words[Q.HALF_TIMEOUT_NS] = half_ns\n    words[Q.BEAT_NS] = before_ns\n",
         "a worker never misses a lapse",
         (f"{IN_LEASE}test_a_worker_never_misses_a_lapse",),
     ),
@@ -321,7 +321,7 @@ MUTATIONS = (
     ),
     Mutation(
         "only-in-the-second-round",
-        KEEP,
+        OWNERS,
         "for directory in unlisted & self._unlisted:",
         "for directory in unlisted:",
         "the cause of a worker's death decides whether a crash is counted",
@@ -338,8 +338,8 @@ MUTATIONS = (
     Mutation(
         "time-of-a-beat",
         LEASE,
-        "            self._write(before_ns)\n",
-        "            self._write(self._system.boottime_ns())\n",
+        "            note_beat(self._words, before_ns, now_ns, self._half_ns)\n",
+        "            note_beat(self._words, now_ns, now_ns, self._half_ns)\n",
         "a lease looks never younger than it is",
         (f"{IN_LEASE}test_a_beat_counts_from_before_its_rename",),
     ),

@@ -120,6 +120,7 @@ class Q(IntEnum):
     PEERS = auto()  # masters with a live lease, ours included
     RANK = auto()  # the place of ours among them, in the order of their names
     FEEDER_PID = auto()  # (master)
+    COUNTED = auto()  # of a protocol that counts beside its queue: how many have counts; 0: none need be looked for
 
 
 class QueueState(IntEnum):

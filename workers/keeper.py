@@ -9,7 +9,7 @@ a keeper for its one queue.
 Long because: a keeper in a pool and a keeper alone are the same rounds, read together.
 Never deletes a message that was not finished, never blocks a worker. Errors of a
 round are shown on the board and the round is tried again.
-See also: queues.spool_keep (what a round does), orchestrator.keeping (the process).
+See also: queues.base (Keeper), queues.spool_keep (what a round does), orchestrator.keeping (the process).
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from dataclasses import dataclass
 from workers.board import PROCESS_WORDS, Board, Header, Q, QueueState, QueueText, W, WorkerState, WorkerText
 from workers.errors import NotSupported, OrchestratorError, QueueUnavailable
 from workers.queues import names
-from workers.queues.base import Cause, Consumer, Queue
-from workers.queues.spool import Spool
+from workers.queues.base import Cause, Claimable, Consumer, Queue
 from workers.system import SYSTEM, System
 
 log = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ class QueueKeeper:
         self._consumer = consumer
         self._system = system
         self._slot = consumer.board.queues[consumer.queue_slot]
-        self._queue: Spool | None = None
+        self._queue: Claimable | None = None
         self._measured_ns = 0
         self._measure_took_ns = 0
         self._tick_s = 1.0
@@ -76,17 +75,13 @@ class QueueKeeper:
     # ---- opening
 
     def open(self) -> None:
-        """Open the queue, try its renames, beat once. Raises OrchestratorError: the queue is refused."""
+        """Open the queue, try what it rests on, beat once. Raises OrchestratorError: the queue is refused."""
         queue = self._open_it()
-        if not isinstance(queue, Spool):
+        if not isinstance(queue, Claimable):
             raise NotSupported(f"a {queue.protocol} queue cannot be claimed from")
-        queue.directory.check_renames()
         keeper = queue.keeper(self._consumer)
-        self._tick_s = min(1.0, queue.directory.times.lease_interval_s / 2)
-        try:
-            keeper.lease.beat()
-        except OSError as error:
-            raise QueueUnavailable.at("beat the lease in", queue.directory.leases, error) from error
+        keeper.open()
+        self._tick_s = keeper.tick_s
         self._queue = queue
         self.round()
         self._say(QueueState.READY, "")
@@ -215,7 +210,7 @@ class QueueKeeper:
         start_ns = self._system.boottime_ns()
         try:
             depth = self._queue.keeper_side().depth(is_exact=asked != words[Q.PASS])
-            space = self._system.statvfs(self._queue.directory.path)
+            space = self._system.statvfs(self._queue.place)
         except (QueueUnavailable, OSError) as error:
             log.warning("%s: cannot be measured: %s", self._queue.url, error)
             return
@@ -257,10 +252,10 @@ def attach_alone(queue: Queue, *, index: int = 0, system: System = SYSTEM) -> Co
 
     Main thread only (the keeper dies with the thread that forked it). Raises what opening raises.
     """
-    if not isinstance(queue, Spool):
+    if not isinstance(queue, Claimable):
         raise NotSupported(f"a {queue.protocol} queue cannot be claimed from")
     board = Board.create()
-    queue_slot = board.take_queue(os.path.basename(queue.directory.path), queue.url)
+    queue_slot = board.take_queue(os.path.basename(queue.place), queue.url)
     consumer = Consumer(
         master=names.master_name(queue.host, system),
         board=board,

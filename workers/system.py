@@ -52,6 +52,9 @@ class System:
     close = staticmethod(os.close)
     read = staticmethod(os.read)
     write = staticmethod(os.write)
+    pread = staticmethod(os.pread)
+    pwrite = staticmethod(os.pwrite)
+    chmod = staticmethod(os.chmod)
     fstat = staticmethod(os.fstat)
     lstat = staticmethod(os.lstat)
     stat = staticmethod(os.stat)
@@ -63,6 +66,14 @@ class System:
     random_bytes = staticmethod(os.urandom)
     sleep = staticmethod(time.sleep)
     wall_ns = staticmethod(time.time_ns)
+
+    @staticmethod
+    def utime(path: str, times_ns: tuple[int, int] | None = None) -> None:
+        """Set access and modification time of *path* itself, no link followed; None is the filesystem's own now."""
+        if times_ns is None:
+            os.utime(path, follow_symlinks=False)
+        else:
+            os.utime(path, ns=times_ns, follow_symlinks=False)
 
     def is_directory(self, path: str, *, is_followed: bool = False) -> bool:
         """

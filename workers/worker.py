@@ -32,7 +32,7 @@ from workers.errors import ClaimLost, HandlerError, InputGone, OrchestratorError
 from workers.handler import DONE, Called, Handler, call
 from workers.message import Body, Claim, Done, Forward, Message, Reject, Retry
 from workers.queues import names
-from workers.queues.base import Consumer, Queue
+from workers.queues.base import Claimable, Consumer, Queue
 from workers.queues.open import open_queue
 from workers.system import SYSTEM, System, allow_late_timers
 
@@ -85,7 +85,7 @@ Wait = Callable[[float, int], bool]  # wait(timeout_s, fd): until there may be a
 
 def polling(queue: Queue, system: System = SYSTEM) -> Wait:
     """Adaptive polling: 1 ms doubling to 100 ms (1 s on a network filesystem) while nothing comes."""
-    longest_s = 1.0 if getattr(getattr(queue, "directory", None), "network", None) else 0.1
+    longest_s = 1.0 if isinstance(queue, Claimable) and queue.network else 0.1
     state = {"pause_s": 0.001, "last_ns": 0}
 
     def wait(timeout_s: float, fd: int) -> bool:

@@ -33,6 +33,7 @@ from workers.queues import names
 from workers.queues.base import Consumer, Settings
 from workers.queues.feed import open_feed
 from workers.queues.feeder import Feeder, Feeding
+from workers.queues.scan import Incoming
 from workers.queues.spool import Spool
 from workers.system import SYSTEM, die_with_parent
 from workers.worker import Leaving, Worker
@@ -255,7 +256,7 @@ def _feed(place: Path, consumer: Consumer, sent: memoryview[int], say: Say) -> N
 
     feeding = Feeding(
         url=f"spool:{place}",
-        directory=f"{place}/incoming",
+        source=Incoming(f"{place}/incoming", system),
         order="fifo",
         board=consumer.board,
         queue_slot=consumer.queue_slot,

@@ -218,7 +218,7 @@ class Master:
             queue = self.cluster.open(self.host.path, process)
             ends = process.hold(wire), process.hold(wire)
             feeding = Feeding(
-                queue.url, queue.directory.incoming, "fifo", self.board, self.slot, *ends, lambda: None,
+                queue.url, queue.source(), "fifo", self.board, self.slot, *ends, lambda: None,
                 queue.directory.network is not None,
             )  # fmt: skip
             Feeder(feeding, process).run(lambda: self.is_dead)

@@ -30,6 +30,7 @@ from workers.keeper import QueueKeeper, Release
 from workers.queues import names
 from workers.queues.base import Cause, Settings
 from workers.queues.feeder import Feeder, Feeding
+from workers.queues.scan import Incoming
 from workers.queues.spool import Spool
 
 # ---- the keeper
@@ -273,8 +274,8 @@ def feed(stage: Stage) -> Try:
     process, worker = stage.world.process(150, "one"), pool.worker()
     reader = process.hold(pipe)
     worker.attach(replace(pool._consumer(0), feed=cast(Process, worker.system).hold(pipe)))
-    directory, network = worker.directory.incoming, worker.directory.network is not None
-    feeding = Feeding(worker.url, directory, "fifo", pool.board, pool.slot, reader, reader, lambda: None, network)
+    source, network = Incoming(worker.directory.incoming, process), worker.network is not None
+    feeding = Feeding(worker.url, source, "fifo", pool.board, pool.slot, reader, reader, lambda: None, network)
     feeder = Feeder(feeding, process)
 
     def run(steps: int = 8) -> None:

@@ -16,6 +16,7 @@ from tests.sim.scenarios import SETTLES, Act, add
 from tests.sim.scenarios_claims import Made, process, taken_for_dead, two_hosts, waiting
 from workers.board import Q
 from workers.queues.feeder import Feeder, Feeding
+from workers.queues.scan import Incoming
 
 # ---- a network
 
@@ -94,7 +95,7 @@ def fed(*, messages: int = 1, steps: int = 4) -> Made:
     system = world.process(120, "one")
     ends = system.hold(pipe)
     feeder = Feeder(
-        Feeding("q", f"{QUEUE}/incoming", "fifo", one.board, 0, ends, ends, lambda: None),
+        Feeding("q", Incoming(f"{QUEUE}/incoming", system), "fifo", one.board, 0, ends, ends, lambda: None),
         system,
     )
 

@@ -18,7 +18,7 @@ from workers.board import Board, Q, W, WorkerState
 from workers.queues import feeder as feeding
 from workers.queues.feed import PACKET_SIZE, Reader, nudge, open_feed
 from workers.queues.feeder import BATCH_MAX, Feeder, Feeding, smallest
-from workers.queues.scan import Scan
+from workers.queues.scan import Incoming, Scan
 from workers.system import System
 
 SECOND_NS = 1_000_000_000
@@ -109,13 +109,13 @@ class Bench:
 
     def another_feeder(self) -> Feeder:
         found = Feeding(
-            "spool:/queue", str(self.place), self.order, self.board, self.slot, self.reader, self.writer,
-            watch=lambda: self.watch,
+            "spool:/queue", Incoming(str(self.place), self.clock), self.order, self.board, self.slot,
+            self.reader, self.writer, watch=lambda: self.watch,
         )  # fmt: skip
         return Feeder(found, self.clock)
 
     def worker(self) -> Reader:
-        scan = Scan(str(self.place), self.order, self.clock)
+        scan = Scan(Incoming(str(self.place), self.clock), self.order)
         return Reader(self.reader, self.words, scan, self.clock)
 
     def steps(self, count: int) -> None:
@@ -378,8 +378,9 @@ def test_the_smallest_of_many_come_in_order_and_the_rest_in_later_passes(bench, 
 
 
 def test_smallest_sorts_by_the_message_and_not_by_its_mark() -> None:
-    assert smallest(["t1c0-5be0c2d19a440001a31683~x", "a", "z"], 2) == (["t1c0-5be0c2d19a440001a31683~x", "a"], True)
-    assert smallest([], 2) == ([], False)
+    marked = "t1c0-5be0c2d19a440001a31683~x"
+    assert smallest([marked, "a", "z"], 2, Incoming.key) == ([marked, "a"], True)
+    assert smallest([], 2, Incoming.key) == ([], False)
 
 
 # ---- arrivals

@@ -12,15 +12,18 @@ See also: spool (the protocol of this project), tests/contract (what all must do
 
 from __future__ import annotations
 
+import contextlib
+import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
 from workers.board import Board
-from workers.errors import NotSupported
+from workers.errors import NotSupported, QueueUnavailable
 from workers.message import Body, Claim
+from workers.system import System
 
 Order = Literal["fifo", "any"]
 Cause = Literal["died", "timeout", "stopped", "unknown"]  # of a worker's end, as its keeper is told
@@ -57,6 +60,7 @@ class Settings:
         keep_errors_s: None keeps errors/ for ever.
         create: make the queue where only its parent exists.
         reap_foreign: also give back flat claims whose names are not unique by shape.
+        state_dir: where a protocol that must keep something beside its queue does so; None is next to it.
     """
 
     order: Order = "fifo"
@@ -71,6 +75,7 @@ class Settings:
     keep_errors_s: float | None = None
     create: bool = False
     reap_foreign: bool = False
+    state_dir: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,11 +238,11 @@ class Queue(ABC):
     # ---- the keeper
 
     def keep(self) -> Kept:
-        """One bounded round: beat, looks, releases, due, prune. Keeper only."""
+        """See Keeper.keep. Keeper only."""
         raise NotSupported(f"a {self.protocol} queue needs no keeper")
 
     def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
-        """Give back the claims of one dead owner; their names. Keeper only."""
+        """See Keeper.release_owner. Keeper only."""
         raise NotSupported(f"a {self.protocol} queue needs no keeper")
 
     # ---- the operator; reads only, unless the verb says otherwise
@@ -283,3 +288,115 @@ class Queue(ABC):
         """Refuse *option* unless the protocol has *capability*."""
         if capability not in self.capabilities:
             raise NotSupported(f"{option} is not possible: a {self.protocol} queue has no {capability.value}")
+
+
+class Keeper(ABC):
+    """The keeper's side of one queue, for one master. Its verbs raise QueueUnavailable, and are tried again."""
+
+    tick_s: float  # between two rounds
+
+    @abstractmethod
+    def open(self) -> None:
+        """Try whatever the queue rests on, and beat once. Raises QueueRefused too."""
+
+    @abstractmethod
+    def keep(self) -> Kept:
+        """One bounded round: beat, looks, releases, due, prune; what it did."""
+
+    @abstractmethod
+    def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
+        """Give back the claims of one dead owner; their names."""
+
+    @abstractmethod
+    def depth(self, *, is_exact: bool) -> Depth:
+        """See Queue.depth; not *is_exact*, a part of it may be what was seen a little while ago."""
+
+    @abstractmethod
+    def leave(self) -> None:
+        """The last thing of all: nobody beats for this master any more."""
+
+
+class Source(ABC):
+    """Where the names of waiting messages are read from. A name that was read is a hint, never a claim."""
+
+    @abstractmethod
+    def names(self, odd: set[str], ignored: set[str]) -> Generator[str]:
+        """
+        The names that may be claimed, as they are found. Raises OSError.
+
+        What is no regular file is added to *odd*, directories that stay where they are to *ignored*.
+        """
+
+    @abstractmethod
+    def is_message(self, name: str, odd: set[str]) -> bool:
+        """Whether *name*, of which a watcher spoke, may be claimed; see names() for *odd*. Raises OSError."""
+
+    @staticmethod
+    @abstractmethod
+    def key(name: str) -> str:
+        """What order fifo sorts by."""
+
+
+class Claimable(Queue):
+    """
+    A queue that pools run on: it is in a place, has names to feed, and a keeper.
+
+    Attributes:
+        place: the directory whose free space is measured; its last part is the queue's short name.
+        identity: the directory by whose inode two URLs are known to be one queue.
+        network: the network filesystem that holds it, None for a local one.
+        on_close: called once by close().
+        keeper_is_gone: of a keeper that this process forked itself.
+    """
+
+    system: System
+    host: str
+    place: str
+    identity: str
+    network: str | None
+    on_close: Callable[[], None] | None = None
+    keeper_is_gone: Callable[[], bool] | None = None
+    _keeper: Keeper | None = None
+
+    @abstractmethod
+    def keeper(self, consumer: Consumer) -> Keeper:
+        """The keeper's side of this queue, made once; *consumer* names the master and its slot on the board."""
+
+    def keeper_side(self) -> Keeper:
+        """What keeper() made."""
+        assert self._keeper is not None  # noqa: S101 - keeper() comes first
+        return self._keeper
+
+    def keep(self) -> Kept:
+        """See Queue.keep."""
+        return self.keeper_side().keep()
+
+    def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
+        """See Queue.release_owner."""
+        return self.keeper_side().release_owner(owner, cause, note)
+
+    @abstractmethod
+    def source(self) -> Source:
+        """Where the names of what waits are read."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """See Queue.wait: adaptive polling, 1 ms doubling to 100 ms (1 s on a network filesystem)."""
+        end_ns = self.system.boottime_ns() + int(timeout_s * 1e9)
+        pause_s, longest_s = 0.001, 1.0 if self.network else 0.1
+        while (left_s := (end_ns - self.system.boottime_ns()) / 1e9) > 0:
+            try:
+                with contextlib.closing(self.source().names(set(), set())) as found:
+                    if next(found, None) is not None:
+                        return True
+            except OSError as error:
+                raise QueueUnavailable.at("look into", error.filename or self.place, error) from error
+            self.system.sleep(min(pause_s * random.uniform(0.8, 1.2), left_s))  # noqa: S311 - spreads load
+            pause_s = min(pause_s * 2, longest_s)
+        return False
+
+    def close(self) -> None:
+        """See Queue.close: leaves, and ends the keeper of a queue that was opened to consume."""
+        self.detach()
+        if self.on_close is not None:
+            self.on_close()
+            self.on_close = None

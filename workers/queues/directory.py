@@ -20,7 +20,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from workers.errors import QueueMissing, QueueRefused, QueueUnavailable
@@ -349,6 +349,29 @@ class Directory:
             self.system.unlink(path)
         except OSError:
             return
+
+
+class Worded:
+    """
+    Turn an OSError of the block into a QueueUnavailable that says what was being done, where.
+
+    *at_end* is called unless the block may be tried again.
+    """
+
+    def __init__(
+        self, directory: Directory, doing: str, path: str, *, at_end: Callable[[], None] | None = None
+    ) -> None:
+        self._directory, self._doing, self._path = directory, doing, path
+        self._at_end = at_end
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise self._directory.unavailable(self._doing, self._path, error) from error
+        if self._at_end is not None and not isinstance(error, QueueUnavailable):
+            self._at_end()  # settled, or lost: in either case no longer in hand
 
 
 def is_regular(found: os.stat_result) -> bool:

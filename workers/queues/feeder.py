@@ -1,5 +1,5 @@
 """
-feeder - one scan of incoming/ for all workers of a queue on this host, and who wakes them
+feeder - one scan of what waits for all workers of a queue on this host, and who wakes them
 
 A pass over the directory feeds what it finds, a packet at a time, and a full pipe is
 the back-pressure. Order any feeds while it lists, so a million waiting names take no
@@ -26,7 +26,6 @@ import contextlib
 import itertools
 import logging
 import os
-import stat
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -35,9 +34,8 @@ from typing import Protocol
 
 from workers.board import Board, Q, W, WorkerState
 from workers.queues import names
-from workers.queues.base import Order
+from workers.queues.base import Order, Source
 from workers.queues.feed import PACKET_SIZE, PACKETS, nudge, pack
-from workers.queues.scan import by_name, takeable
 from workers.system import System
 
 log = logging.getLogger(__name__)
@@ -77,12 +75,12 @@ class Feeding:
     What is fed, from where to where.
 
     Attributes:
-        url: of the queue, for the log; directory: its incoming/.
+        url: of the queue, for the log; source: where its names are read.
         reader, writer: both ends of the pipe. watch: watches *directory*, None where only polling sees arrivals.
     """
 
     url: str
-    directory: str
+    source: Source
     order: Order
     board: Board
     queue_slot: int
@@ -130,6 +128,7 @@ class Feeder:
 
     def __init__(self, feeding: Feeding, system: System) -> None:
         self._feeding = feeding
+        self._source = feeding.source
         self._system = system
         self._words = feeding.board.queues[feeding.queue_slot].words
         self._pass: Iterator[str] | None = None
@@ -290,15 +289,14 @@ class Feeder:
     def _listed(self) -> Iterator[str]:
         """The names of one pass that are ours to feed."""
         self._directories = set()
-        with self._system.scandir(self._feeding.directory) as entries:
-            found = takeable(entries, self._odd, self._directories)
+        with contextlib.closing(self._source.names(self._odd, self._directories)) as found:
             fresh = (name for name in self._alive(found) if name not in self._known)
             ours = fresh if self._peers == 1 else filter(self._is_ours, fresh)
             if self._feeding.order == "any":
                 yield from ours
                 return
             # The whole pass first, and only then the names: the directory is not kept open meanwhile.
-            kept, self._is_cut = smallest(ours, PASS_NAMES)
+            kept, self._is_cut = smallest(ours, PASS_NAMES, self._source.key)
         while kept:
             yield kept.pop()
 
@@ -384,23 +382,12 @@ class Feeder:
             ahead = set(self._ahead)
             fresh = [name for name in arrived if name not in ahead and name not in self._known]
         if self._feeding.order == "fifo":
-            fresh.sort(key=by_name)
+            fresh.sort(key=self._source.key)
         for name in fresh:
             if self._peers > 1 and not self._is_ours(name):
                 self._pass_at_ns = min(self._pass_at_ns, self._system.boottime_ns() + OTHERS_NS)
-            elif not names.is_ignored(name) and self._is_message(name):
+            elif self._source.is_message(name, self._odd):
                 self._ahead.append(name)
-
-    def _is_message(self, name: str) -> bool:
-        try:
-            mode = self._system.lstat(f"{self._feeding.directory}/{name}").st_mode
-        except FileNotFoundError:  # RACE: another host was first. See test_an_arrival_that_is_gone_is_not_fed.
-            return False
-        if not stat.S_ISREG(mode):
-            if stat.S_ISDIR(mode):
-                return False  # the next pass speaks of it
-            self._odd.add(name)
-        return True
 
     # ---- resting
 
@@ -425,19 +412,19 @@ class Feeder:
                 pass
 
 
-def smallest(found: Iterable[str], count: int) -> tuple[list[str], bool]:
-    """The *count* names of *found* that come first, the first one last; and whether there were more."""
+def smallest(found: Iterable[str], count: int, key: Callable[[str], str]) -> tuple[list[str], bool]:
+    """The *count* names of *found* that come first by *key*, the first one last; and whether there were more."""
     kept: list[str] = []
     last = None
     for name in found:
-        if last is not None and by_name(name) >= last:
+        if last is not None and key(name) >= last:
             continue
         kept.append(name)
         if len(kept) > count + count // 4:
-            kept.sort(key=by_name)
+            kept.sort(key=key)
             del kept[count:]
-            last = by_name(kept[-1])
-    kept.sort(key=by_name)
+            last = key(kept[-1])
+    kept.sort(key=key)
     is_cut = last is not None or len(kept) > count
     del kept[count:]
     kept.reverse()

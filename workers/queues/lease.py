@@ -66,7 +66,8 @@ class Lease:
                 # Somebody counted us out and took the lease away: make it again, one higher, and call that a failure.
                 self._make(self.number + 1)
         if self.is_good:
-            self._write(before_ns)
+            now_ns = self._system.boottime_ns()
+            note_beat(self._words, before_ns, now_ns, self._half_ns)
             self._read_clock(before_ns)
         return self.is_good
 
@@ -87,15 +88,6 @@ class Lease:
                 raise
         self.number = number
 
-    def _write(self, before_ns: int) -> None:
-        last_ns = self._words[Q.BEAT_NS]
-        if last_ns and self._system.boottime_ns() - last_ns >= self._half_ns:
-            # ORDER: the lapse, then the time. A worker reads the time, then the lapse, so whoever sees the new time
-            # sees the lapse before it. See test_a_worker_never_misses_a_lapse (protocol-check 3j: 3 of 4 orders fail).
-            self._words[Q.LAPSES] += 1
-        self._words[Q.HALF_TIMEOUT_NS] = self._half_ns
-        self._words[Q.BEAT_NS] = before_ns
-
     def _read_clock(self, before_ns: int) -> None:
         try:
             self._clock = (self._system.lstat(self._path(self.number)).st_ctime_ns, before_ns)
@@ -115,6 +107,17 @@ class Lease:
         if self.number:
             self._directory.remove(self._path(self.number))
             self.number = 0
+
+
+def note_beat(words: memoryview[int], before_ns: int, now_ns: int, half_ns: int) -> None:
+    """Tell the workers of a good beat that began at *before_ns* (CLOCK_BOOTTIME), and of a gap before it."""
+    last_ns = words[Q.BEAT_NS]
+    if last_ns and now_ns - last_ns >= half_ns:
+        # ORDER: the lapse, then the time. A worker reads the time, then the lapse, so whoever sees the new time
+        # sees the lapse before it. See test_a_worker_never_misses_a_lapse (protocol-check 3j: 3 of 4 orders fail).
+        words[Q.LAPSES] += 1
+    words[Q.HALF_TIMEOUT_NS] = half_ns
+    words[Q.BEAT_NS] = before_ns
 
 
 SILENT_LOOKS = 3  # and who has not beaten by then takes no messages: what it would have taken is shared out

@@ -2,6 +2,9 @@
 open - from a URL to a queue
 
     spool:PATH, or a bare PATH     this project's protocol (see SPOOL.md)
+    dirq-simple:PATH               Directory::Queue, a file for each message (see dirq)
+    dirq:PATH?schema=KEY:TYPE,...  Directory::Queue, a directory for each message
+    set:URL,URL                    several dirq queues, read as one in the order of time
     null:                          forgets what it is given
 
 ``open_queue(url)`` can put and look; with ``consume=True`` it also may claim, and
@@ -21,7 +24,7 @@ from workers.queues.null import Null
 from workers.queues.spool import Spool
 from workers.system import SYSTEM, System
 
-SCHEMES = ("spool", "null")
+SCHEMES = ("spool", "dirq-simple", "dirq", "set", "null")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+-]*):(.*)", re.DOTALL)
 
 
@@ -62,14 +65,35 @@ def open_queue(
     thread only: it forks a keeper, which ends with this process). Raises QueueMissing,
     QueueRefused, QueueUnavailable.
     """
-    scheme, rest = split_url(url)
     chosen = settings or Settings()
     if create:
         chosen = dataclasses.replace(chosen, create=True)
-    queue: Queue
-    queue = Null(chosen) if scheme == "null" else Spool(rest, chosen, system=system, host=host or default_host())
+    queue = _opened(url, chosen, system, host or default_host())
     if consume:
         from workers.keeper import attach_alone  # noqa: PLC0415 - only who consumes needs the keeper
 
         attach_alone(queue)
     return queue
+
+
+def _opened(url: str, settings: Settings, system: System, host: str) -> Queue:
+    scheme, rest = split_url(url)
+    if scheme == "null":
+        return Null(settings)
+    if scheme == "spool":
+        return Spool(rest, settings, system=system, host=host)
+    from workers.queues.dirq_url import open_dirq  # noqa: PLC0415 - only who has such a queue needs the formats
+
+    if scheme != "set":
+        return open_dirq(scheme, rest, settings, system=system, host=host)
+    from workers.queues.queue_set import QueueSet  # noqa: PLC0415
+
+    members = [split_url(member) for member in split_set(rest)]
+    if strangers := [one for one, _ in members if one not in ("dirq", "dirq-simple")]:
+        raise QueueRefused(f"{url!r}: a set is of dirq and dirq-simple queues, not of {strangers[0]}: ones")
+    return QueueSet([open_dirq(one, path, settings, system=system, host=host) for one, path in members])
+
+
+def split_set(rest: str) -> list[str]:
+    """The URLs of a set: a comma ends one where another begins, for it also stands in a schema."""
+    return re.split(r",(?=(?:dirq|dirq-simple|spool|null|set):|/)", rest)

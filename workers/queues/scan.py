@@ -1,5 +1,5 @@
 """
-scan - which name to try next: one reader's look at incoming/
+scan - which name to try next: one reader's look at what waits
 
 A name that was read is a hint, never a claim. fifo keeps the smallest names of a
 scan, in order, bounded in number; any takes them as the directory gives them. Of a
@@ -12,13 +12,16 @@ Reader stands in the same place in front of the claim.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import itertools
 import os
+import stat
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 from workers.queues import names
-from workers.queues.base import Order
+from workers.queues.base import Order, Source
 from workers.system import System
 
 BATCH = 4096  # names kept of one scan: about half a megabyte
@@ -26,12 +29,11 @@ SLICE = 16
 
 
 class Scan:
-    """The names of one directory, a batch at a time."""
+    """The names of one source, a batch at a time."""
 
-    def __init__(self, directory: str, order: Order, system: System, index: int = 0, count: int = 1) -> None:
-        self._directory = directory
+    def __init__(self, source: Source, order: Order, index: int = 0, count: int = 1) -> None:
+        self._source = source
         self._order = order
-        self._system = system
         self._index, self._count = index, max(count, 1)
         self._names: deque[str] = deque()
         self.odd: set[str] = set()  # names read that are no regular files
@@ -48,19 +50,17 @@ class Scan:
         self._names.clear()
 
     def _fill(self) -> bool:
-        with self._system.scandir(self._directory) as entries:
+        self.odd.clear()
+        ignored: set[str] = set()
+        # Closed as soon as there are enough, and the directory with it.
+        with contextlib.closing(self._source.names(self.odd, ignored)) as found:
             if self._order == "fifo":
-                batch = heapq.nsmallest(BATCH, self._takeable(entries), key=by_name)
+                batch = heapq.nsmallest(BATCH, found, key=self._source.key)
             else:
-                batch = [name for name, _ in zip(self._takeable(entries), range(BATCH), strict=False)]
+                batch = list(itertools.islice(found, BATCH))
+        self.ignored = ignored
         self._names.extend(self._own_first(batch))
         return bool(batch)
-
-    def _takeable(self, entries: Iterator[os.DirEntry[str]]) -> Iterator[str]:
-        self.odd.clear()
-        directories: set[str] = set()
-        yield from takeable(entries, self.odd, directories)
-        self.ignored = directories
 
     def _own_first(self, batch: list[str]) -> list[str]:
         if self._count == 1:
@@ -72,6 +72,38 @@ class Scan:
         own = self._index % self._count * SLICE
         # The rest is left to the scan after this one: it shows what the others have not taken.
         return [name for start in range(own, len(batch), step) for name in batch[start : start + SLICE]]
+
+
+class Incoming(Source):
+    """The source of a queue whose messages all wait in one directory."""
+
+    def __init__(self, directory: str, system: System) -> None:
+        self._directory = directory
+        self._system = system
+
+    def names(self, odd: set[str], ignored: set[str]) -> Generator[str]:
+        """See Source.names."""
+        with self._system.scandir(self._directory) as entries:
+            yield from takeable(entries, odd, ignored)
+
+    def is_message(self, name: str, odd: set[str]) -> bool:
+        """See Source.is_message."""
+        if names.is_ignored(name):
+            return False
+        try:
+            mode = self._system.lstat(f"{self._directory}/{name}").st_mode
+        except FileNotFoundError:  # RACE: another host was first. See test_an_arrival_that_is_gone_is_not_fed.
+            return False
+        if not stat.S_ISREG(mode):
+            if stat.S_ISDIR(mode):
+                return False  # the next pass speaks of it
+            odd.add(name)
+        return True
+
+    @staticmethod
+    def key(name: str) -> str:
+        """See Source.key: Message.name, however often the message was claimed."""
+        return names.parse(name).name if name[:1] == "t" else name
 
 
 def takeable(entries: Iterable[os.DirEntry[str]], odd: set[str], directories: set[str]) -> Iterator[str]:
@@ -86,8 +118,3 @@ def takeable(entries: Iterable[os.DirEntry[str]], odd: set[str], directories: se
                 continue
             odd.add(name)
         yield name
-
-
-def by_name(file: str) -> str:
-    """What fifo sorts by: Message.name, however often the message was claimed."""
-    return names.parse(file).name if file[:1] == "t" else file

@@ -18,21 +18,21 @@ producer's side), spool_keep (the keeper's), spool_look (the operator's).
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from workers.board import Q, W, WorkerText
 from workers.errors import ClaimLost, InputGone, KeeperGone, NotSupported, QueueMissing, QueueUnavailable
 from workers.message import Body, Claim
 from workers.queues import names, spool_look
-from workers.queues.base import Capability, Cause, Consumer, Depth, Kept, Listed, Queue, Settings, Shown, State
-from workers.queues.directory import Directory
+from workers.queues.base import Capability, Claimable, Consumer, Depth, Listed, Queue, Settings, Shown, State
+from workers.queues.directory import Directory, Worded
 from workers.queues.feed import Reader
-from workers.queues.scan import Scan
+from workers.queues.meta import Facts, facts_of_claim, write_meta
+from workers.queues.scan import Incoming, Scan
 from workers.queues.spool_keep import SpoolKeeper
 from workers.queues.spool_put import Producer
 from workers.system import SYSTEM, System
@@ -52,7 +52,7 @@ TROUBLES = {
 }
 
 
-class Spool(Queue):
+class Spool(Claimable):
     """One spool queue. See Queue for the verbs."""
 
     protocol = "spool"
@@ -67,6 +67,7 @@ class Spool(Queue):
         self.directory = Directory(path, system)
         self.directory.open(self.settings)
         self.url = f"spool:{self.directory.path}"
+        self.place, self.identity, self.network = self.directory.path, self.directory.incoming, self.directory.network
         self.tokens = names.Tokens(system)
         self.producer = Producer(self.directory, self.tokens, host)
         self._consumer: Consumer | None = None
@@ -74,11 +75,8 @@ class Spool(Queue):
         self._owner_path = ""
         self._lapses = 0
         self._in_hand: str | None = None  # the path of the claim
-        self._scan: Scan | Reader = Scan(self.directory.incoming, self.settings.order, system)
+        self._scan: Scan | Reader = Scan(self.source(), self.settings.order)
         self._named: set[str] = set()  # what stays in incoming/ and was spoken of
-        self._keeper: SpoolKeeper | None = None
-        self.on_close: Callable[[], None] | None = None
-        self.keeper_is_gone: Callable[[], bool] | None = None  # of a keeper that this process forked itself
 
     # ---- put
 
@@ -115,7 +113,7 @@ class Spool(Queue):
         self._consumer = consumer
         self._words = consumer.board.queues[consumer.queue_slot].words
         self._slot = consumer.board.worker(consumer.worker_slot)
-        scan = Scan(self.directory.incoming, self.settings.order, self.system, consumer.index, consumer.count)
+        scan = Scan(self.source(), self.settings.order, consumer.index, consumer.count)
         self._scan = scan if consumer.feed < 0 else Reader(consumer.feed, self._words, scan, self.system)
 
     def claim(self) -> Claim | None:
@@ -307,31 +305,18 @@ class Spool(Queue):
         with self._settling("reject", claim):
             self._move_claim(claim, self.directory.errors, file)
             self.system.fsync_directory(self.directory.errors)
-        facts: dict[str, object] = {
-            "name": claim.full_name or claim.name,
-            "reason": reason,
-            "attempts": claim.attempt,
-            "crashes": claim.crashes,
+        facts: Facts = {
             "queue": self.url,
             "host": self.host,
             "owner": self._owner,
             "worker": self._consumer.index if self._consumer else None,
-            "enqueued_at": names.iso(claim.enqueued_at),
-            "claimed_at": names.iso(claim.claimed_at),
-            "rejected_at": names.iso(self.system.wall_ns() / 1e9),
         }
+        facts |= facts_of_claim(claim, reason, self.system.wall_ns() / 1e9)
         self.write_meta(file, {**meta, **facts})
 
-    def write_meta(self, file: str, facts: dict[str, object]) -> None:
+    def write_meta(self, file: str, facts: Facts) -> None:
         """Write errors/FILE.meta, whole or not at all; that it may be missing is part of the protocol."""
-        temporary = names.unpublished(self.tokens.name(self.host))
-        text = json.dumps(facts, sort_keys=True, indent=4, default=str)
-        try:
-            self.directory.write_file(os.path.join(self.directory.tmp, temporary), text.encode(), durable=False)
-            self.directory.move(os.path.join(self.directory.tmp, temporary), self.directory.errors, f"{file}.meta")
-        except OSError as error:
-            self.directory.forget(os.path.join(self.directory.tmp, temporary))
-            log.warning("%s: %s.meta could not be written: %s", self.url, names.shown(file), error)
+        write_meta(self.directory, file, facts, names.unpublished(self.tokens.name(self.host)))
 
     def release(self, claim: Claim) -> None:
         """See Queue.release: one rename back, under a fresh token."""
@@ -445,35 +430,13 @@ class Spool(Queue):
     # ---- the keeper's and the operator's verbs
 
     def keeper(self, consumer: Consumer) -> SpoolKeeper:
-        """The keeper's side of this queue, made once; *consumer* names the master and its slot on the board."""
-        self._keeper = SpoolKeeper(self, consumer)
-        return self._keeper
+        """See Claimable.keeper."""
+        self._keeper = found = SpoolKeeper(self, consumer)
+        return found
 
-    def keeper_side(self) -> SpoolKeeper:
-        """What keeper() made."""
-        assert self._keeper is not None  # noqa: S101 - keeper() comes first
-        return self._keeper
-
-    def keep(self) -> Kept:
-        """See Queue.keep."""
-        return self.keeper_side().keep()
-
-    def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
-        """See Queue.release_owner."""
-        return self.keeper_side().release_owner(owner, cause, note)
-
-    def wait(self, timeout_s: float) -> bool:
-        """See Queue.wait: adaptive polling, 1 ms doubling to 100 ms (1 s on a network filesystem)."""
-        end_ns = self.system.boottime_ns() + int(timeout_s * 1e9)
-        pause_s, longest_s = 0.001, 1.0 if self.directory.network else 0.1
-        while (left_s := (end_ns - self.system.boottime_ns()) / 1e9) > 0:
-            with self._unavailable("look into", self.directory.incoming):
-                files = self.system.listdir(self.directory.incoming)
-            if any(not names.is_ignored(file) for file in files):
-                return True
-            self.system.sleep(min(pause_s * random.uniform(0.8, 1.2), left_s))  # noqa: S311 - spreads load
-            pause_s = min(pause_s * 2, longest_s)
-        return False
+    def source(self) -> Incoming:
+        """See Claimable.source."""
+        return Incoming(self.directory.incoming, self.system)
 
     def watch_directory(self) -> str | None:
         """See Queue.watch_directory."""
@@ -525,18 +488,11 @@ class Spool(Queue):
 
     # ---- errors
 
-    def _unavailable(self, doing: str, path: str) -> _Worded:
-        return _Worded(self.directory, doing, path)
+    def _unavailable(self, doing: str, path: str) -> Worded:
+        return Worded(self.directory, doing, path)
 
-    def _settling(self, doing: str, claim: Claim) -> _Worded:
-        return _Worded(self.directory, doing, claim.path, at_end=lambda: self.settled(claim))
-
-    def close(self) -> None:
-        """See Queue.close: leaves, and ends the keeper of a queue that was opened to consume."""
-        self.detach()
-        if self.on_close is not None:
-            self.on_close()
-            self.on_close = None
+    def _settling(self, doing: str, claim: Claim) -> Worded:
+        return Worded(self.directory, doing, claim.path, at_end=lambda: self.settled(claim))
 
     def settled(self, claim: Claim) -> None:
         """See Queue.settled. Again does nothing."""
@@ -550,26 +506,3 @@ class Spool(Queue):
                 self.system.close(fd)
             except OSError:
                 return  # it was open for reading: there is nothing that could be lost
-
-
-class _Worded:
-    """
-    Turn an OSError of the block into a QueueUnavailable that says what was being done, where.
-
-    *at_end* is called unless the block may be tried again.
-    """
-
-    def __init__(
-        self, directory: Directory, doing: str, path: str, *, at_end: Callable[[], None] | None = None
-    ) -> None:
-        self._directory, self._doing, self._path = directory, doing, path
-        self._at_end = at_end
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise self._directory.unavailable(self._doing, self._path, error) from error
-        if self._at_end is not None and not isinstance(error, QueueUnavailable):
-            self._at_end()  # settled, or lost: in either case no longer in hand

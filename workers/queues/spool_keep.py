@@ -15,14 +15,15 @@ import errno
 import logging
 import os
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workers.board import Q, WorkerText
+from workers.board import Q
 from workers.errors import QueueUnavailable
 from workers.queues import names
 from workers.queues.base import Cause, Consumer, Depth, Kept
 from workers.queues.lease import Lease, Looks
+from workers.queues.meta import Facts, facts_of_death
+from workers.queues.owners import Death, OwnersKeeper
 from workers.queues.spool_look import META, Claims, depth
 
 if TYPE_CHECKING:
@@ -34,28 +35,16 @@ LISTED_MAX = 1000  # owners' directories that all keepers of a queue list for on
 SWEEP_S = 5.0  # tmp/, flat claims and done/ are looked at no more often
 
 
-@dataclass(frozen=True, slots=True)
-class Death:
-    """A dead owner: its directory's name, why its claims go back, and a note for .meta."""
-
-    owner: str
-    cause: Cause
-    note: str
-
-
-class SpoolKeeper:
+class SpoolKeeper(OwnersKeeper):
     """What one keeper does for one queue and one master."""
 
     def __init__(self, spool: Spool, consumer: Consumer) -> None:
+        super().__init__(consumer, spool.directory.pending, spool.host, spool.system)
         self._spool = spool
         self._directory = spool.directory
-        self._system = spool.system
-        self._consumer = consumer
-        self._slot = consumer.board.queues[consumer.queue_slot]
+        self.tick_s = min(1.0, self._directory.times.lease_interval_s / 2)
         self.lease = Lease(self._directory, consumer.master, self._slot)
         self._looks = Looks(self._directory, self.lease)
-        self._kernel8 = self._system.kernel8(spool.host)
-        self._unlisted: set[str] = set()
         self._beat_ns = 0
         self._swept_ns = 0
         self._probed_ns = 0
@@ -64,8 +53,16 @@ class SpoolKeeper:
 
     # ---- the round
 
+    def open(self) -> None:
+        """See Keeper.open: a file is renamed through all directories."""
+        self._directory.check_renames()
+        try:
+            self.lease.beat()
+        except OSError as error:
+            raise QueueUnavailable.at("beat the lease in", self._directory.leases, error) from error
+
     def keep(self) -> Kept:
-        """One round; what it did."""
+        """See Keeper.keep."""
         kept = Kept()
         try:
             listing = self._system.listdir(self._directory.pool)
@@ -93,7 +90,7 @@ class SpoolKeeper:
         return kept
 
     def depth(self, *, is_exact: bool) -> Depth:
-        """See Queue.depth. In a large cluster claims are counted a part at a time, unless *is_exact*."""
+        """See Keeper.depth. In a large cluster claims are counted a part at a time, unless *is_exact*."""
         if is_exact:
             return depth(self._directory)
         self._claims.most = max(LISTED_MAX // max(self._slot.words[Q.PEERS], 1), 1)
@@ -118,48 +115,6 @@ class SpoolKeeper:
                     found[entry.name] = owner
         return found
 
-    def _on_board(self) -> set[str] | None:
-        """The owners that the board lists; None while one of them is being written."""
-        board = self._consumer.board
-        listed = set()
-        # Of all queues: were one directory open under two names, neither may release the other's.
-        for number in board.worker_numbers():
-            text = board.worker(number).text(WorkerText.OWNER)
-            if text is None:
-                return None
-            listed.add(text)
-        return listed
-
-    def _release_unlisted(self, owners: dict[str, names.Owner], kept: Kept) -> None:
-        # ORDER: pending/ was listed first, the board is read after. See test_H32_board_comes_before_mkdir.
-        mine = {directory for directory, owner in owners.items() if owner.master == self._consumer.master}
-        listed = self._on_board() if mine else set()
-        if listed is None:
-            return
-        unlisted = mine - listed
-        # Only in the second round: the master takes a dead owner off the board first and says why a moment later,
-        # and the reason decides whether a crash is counted.
-        for directory in unlisted & self._unlisted:
-            self._release(Death(directory, "unknown", "its worker is gone from the board"), kept)
-            kept.owner_dead += 1
-        self._unlisted = unlisted
-
-    def _release_dead_neighbours(self, owners: dict[str, names.Owner], kept: Kept) -> None:
-        for directory, owner in owners.items():
-            if owner.master == self._consumer.master or owner.kernel8 != self._kernel8:
-                continue
-            if self._system.is_alive(owner.master_pid, owner.master_start) is not False:
-                continue
-            if self._system.is_alive(owner.pid, owner.start) is not False:
-                continue
-            if not self._is_our_users(os.path.join(self._directory.pending, directory)):
-                continue  # a name that somebody else wrote: it ends no process; its claims go back by the lease
-            if self._system.start_ticks(owner.pid) is None:
-                # The session's number is not used again while a process is left in it, so these are the worker's own.
-                self._system.kill_session(owner.pid)
-            self._release(Death(directory, "unknown", "its master and its worker are gone"), kept)
-            kept.owner_dead += 1
-
     def _release_lost(self, owners: dict[str, names.Owner], kept: Kept) -> None:
         for master in self._looks.lost():
             for directory, owner in owners.items():
@@ -178,7 +133,7 @@ class SpoolKeeper:
     # ---- releases
 
     def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
-        """See Queue.release_owner."""
+        """See Keeper.release_owner."""
         kept = Kept()
         try:
             released = self._release(Death(owner, cause, note), kept)
@@ -244,25 +199,10 @@ class SpoolKeeper:
             # A poison message is counted as such only when its place in errors/ is durable.
             self._system.fsync_directory(self._directory.errors)
             kept.crash_limit += 1
-            facts: dict[str, object] = {"attempts": attempts, "crashes": crashes, "reason": reason}
-            self._spool.write_meta(name, {**facts, **self._facts(mark, death)})
+            facts: Facts = {"attempts": attempts, "crashes": crashes, "reason": reason, "queue": self._spool.url}
+            facts |= facts_of_death(death, mark.name, names.enqueued_at(mark.name), self._system.wall_ns() / 1e9)
+            self._spool.write_meta(name, facts)
         return True
-
-    def _facts(self, mark: names.Marked, death: Death) -> dict[str, object]:
-        parsed = names.parse_owner(death.owner)
-        enqueued = names.enqueued_at(mark.name)
-        return {
-            "name": mark.name,
-            "cause": death.cause,
-            "note": death.note,
-            "queue": self._spool.url,
-            "host": parsed.host if parsed else None,
-            "worker": parsed.index if parsed else None,
-            "pid": parsed.pid if parsed else None,
-            "owner": death.owner,
-            "enqueued_at": None if enqueued is None else names.iso(enqueued),
-            "rejected_at": names.iso(self._system.wall_ns() / 1e9),
-        }
 
     # ---- due, sweeping
 
@@ -376,14 +316,6 @@ class SpoolKeeper:
             self._directory.forget(f"{path}.meta")
             kept.pruned += 1
 
-    def _is_our_users(self, path: str) -> bool:
-        # RACE: another keeper of this machine released it since it was listed.
-        # See test_a_neighbour_that_another_keeper_releases_first_fails_no_round.
-        try:
-            return self._system.lstat(path).st_uid == self._system.geteuid()
-        except FileNotFoundError:
-            return False
-
     def _is_older(self, path: str, limit_ns: int) -> bool:
         try:
             return self._system.lstat(path).st_ctime_ns < limit_ns
@@ -393,7 +325,7 @@ class SpoolKeeper:
     # ---- leaving
 
     def leave(self) -> None:
-        """The last thing of all: the lease goes, unless a directory of ours is still there."""
+        """See Keeper.leave: the lease goes, unless a directory of ours is still there."""
         try:
             if not any(owner.master == self._consumer.master for owner in self._owners().values()):
                 self.lease.leave()

@@ -37,7 +37,7 @@ def is_meta(file: str, files: Set[str]) -> bool:
     return not names.parse(file).token and bool(names.parse(base).token)
 
 
-class _Ages:
+class Ages:
     """The oldest of one state: by our names, and by the mtime of a sample of the others."""
 
     def __init__(self, directory: Directory) -> None:
@@ -93,7 +93,7 @@ def depth(directory: Directory, claims: Claims | None = None) -> Depth:
         counts: dict[str, int] = {}
         oldest: dict[str, float] = {}
         ignored = 0
-        ages = _Ages(directory)
+        ages = Ages(directory)
         counts["waiting"] = 0
         with directory.system.scandir(directory.incoming) as entries:
             for entry in entries:
@@ -104,8 +104,8 @@ def depth(directory: Directory, claims: Claims | None = None) -> Depth:
                 ages.add(directory.incoming, entry.name, names.parse(entry.name).name)
         oldest["waiting"] = ages.age_s()
         for state in ("claimed", "deferred", "errors"):
-            ages, counts[state] = _Ages(directory), 0
-            for place, file, name in _files(directory, state, claims):
+            ages, counts[state] = Ages(directory), 0
+            for place, file, name in kept_files(directory, state, claims):
                 counts[state] += 1
                 ages.add(place, file, name)
             oldest[state] = ages.age_s()
@@ -114,9 +114,10 @@ def depth(directory: Directory, claims: Claims | None = None) -> Depth:
     return Depth(counts["waiting"], counts["claimed"], counts["deferred"], counts["errors"], ignored, oldest)
 
 
-def _files(directory: Directory, state: str, claims: Claims) -> Iterator[tuple[str, str, str]]:
+def kept_files(directory: Directory, state: str, claims: Claims | None = None) -> Iterator[tuple[str, str, str]]:
     """(directory, file, NAME) of each message in one of the other states."""
     if state == "claimed":
+        claims = claims or Claims(directory)
         owners = []
         for name in directory.system.listdir(directory.pending):
             if names.parse_owner(name) is not None:
@@ -147,12 +148,13 @@ def listed(directory: Directory, state: State | None = None) -> Iterator[Listed]
     """Each message of *state*, or of all, sorted by name within a state."""
     for one in (state,) if state else STATES:
         try:
-            yield from sorted(_listed(directory, one), key=lambda line: line.name)
+            yield from sorted(lines(directory, one), key=lambda line: line.name)
         except OSError as error:
             raise QueueUnavailable.at("list", error.filename or directory.path, error) from error
 
 
-def _listed(directory: Directory, state: State) -> Iterator[Listed]:
+def lines(directory: Directory, state: State) -> Iterator[Listed]:
+    """Each message of *state*, as it is found. Raises OSError."""
     if state == "waiting":
         for file in directory.system.listdir(directory.incoming):
             path = os.path.join(directory.incoming, file)
@@ -160,7 +162,7 @@ def _listed(directory: Directory, state: State) -> Iterator[Listed]:
                 mark = names.parse(file)
                 yield Listed(mark.name, state, path, mark.attempts + 1, mark.crashes)
         return
-    for place, file, name in _files(directory, state, Claims(directory)):
+    for place, file, name in kept_files(directory, state):
         due = names.parse_due(file) if state == "deferred" else None
         mark = due[1] if due else names.parse(file)
         owner = os.path.basename(place) if state == "claimed" and place != directory.pending else None
@@ -171,10 +173,13 @@ def _listed(directory: Directory, state: State) -> Iterator[Listed]:
 
 def show(directory: Directory, name: str) -> list[Shown]:
     """Everything known of the messages called *name*."""
+    return shown(directory, (line for line in listed(directory) if line.name == name))
+
+
+def shown(directory: Directory, found_lines: Iterable[Listed]) -> list[Shown]:
+    """Everything known of each of *found_lines* that is still there."""
     found = []
-    for line in listed(directory):
-        if line.name != name:
-            continue
+    for line in found_lines:
         try:
             stat = directory.system.lstat(line.path)
         except FileNotFoundError:
@@ -182,7 +187,7 @@ def show(directory: Directory, name: str) -> list[Shown]:
         except OSError as error:
             raise QueueUnavailable.at("show", line.path, error) from error
         meta = read_meta(directory, f"{line.path}{META}") if line.state == "errors" else None
-        enqueued = names.enqueued_at(name)
+        enqueued = names.enqueued_at(line.name)
         found.append(Shown(line, stat.st_size, stat.st_mtime, stat.st_mtime if enqueued is None else enqueued, meta))
     return found
 

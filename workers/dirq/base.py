@@ -1,0 +1,157 @@
+"""
+base - what the published classes have in common: the object's cursor, names, locks it took, touch
+
+A queue may be walked in two ways. ``for name in queue``, ``names()`` and ``iter(queue)`` each
+have a cursor of their own: loops may be nested, and purge() in one is harmless. first()
+and next() share the cursor of the object. Either way a directory is listed once and not
+looked at again; a name that comes may be gone, and any may be locked.
+
+An object remembers what it locked itself, and refuses to unlock, get or remove that once
+its lock was broken and another has taken it. Of any other element it knows nothing: a
+child process may end what its parent has locked.
+
+Limits: who touches what this object has locked, through another object, makes the lock
+look like another's. A lock younger than a second is never broken by purge.
+See also: elements (the engine), simple, queue, queue_set, queue_null.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Self
+
+from workers.dirq.elements import Elements, Lock
+from workers.dirq.errors import QueueLockError
+from workers.dirq.told import TOLD, Told
+from workers.system import SYSTEM, System
+
+LOCKS_MIN = 1024  # remembered before it is looked which of them are over
+LOCK_S_MIN = 1.0
+
+
+class QueueBase:
+    """
+    The base class of all kinds.
+
+    Attributes that programs use: *path*, *umask*, *rndhex*, *id* ("device:inode"), *dirs* and *elts* (what is left
+    of the object's own walk). *elements* is the engine.
+    """
+
+    id: str
+    elements: Elements[Any]
+
+    def __init__(self, path: str, umask: int | None = None, rndhex: int | None = None) -> None:
+        """Check the arguments. Raises TypeError."""
+        if not isinstance(path, str):
+            raise TypeError("'path' should be str")
+        if umask is not None and not isinstance(umask, int):
+            raise TypeError("'umask' should be integer")
+        if rndhex is not None and not isinstance(rndhex, int):
+            raise TypeError("'rndhex' should be integer")
+        self.dirs: deque[str] = deque()
+        self.elts: deque[str] = deque()
+        self._locks: dict[str, Lock] = {}
+        self._locks_max = LOCKS_MIN
+
+    def _make(self, elements: Elements[Any]) -> None:
+        """Take *elements* as the engine, and make its directories. Raises OSError."""
+        self.elements = elements
+        elements.make()
+        found = elements.system.stat(elements.path)
+        self.id = f"{found.st_dev}:{found.st_ino}"
+
+    @property
+    def path(self) -> str:
+        """The queue's top directory."""
+        return self.elements.path
+
+    @property
+    def umask(self) -> int | None:
+        """The umask for what is made; None: the process's own."""
+        return self.elements.umask
+
+    @umask.setter
+    def umask(self, umask: int | None) -> None:
+        self.elements.umask = umask
+
+    @property
+    def rndhex(self) -> int:
+        """The last digit of the names that are made here."""
+        return self.elements.rndhex
+
+    @rndhex.setter
+    def rndhex(self, rndhex: int) -> None:
+        self.elements.rndhex = rndhex % 16
+
+    # ---- walking
+
+    def names(self) -> Iterator[str]:
+        """Walk all names, by a cursor of its own. Raises OSError."""
+        elements = self.elements
+        for directory in elements.directories():
+            yield from elements.names(directory)
+
+    def __iter__(self) -> Iterator[str]:
+        return self.names()
+
+    def first(self) -> str:
+        """List the queue again, and return its first name; "" when it is empty. Raises OSError."""
+        self._reset()
+        return self.next()
+
+    def next(self) -> str:
+        """Return the next name since first(); "" at the end. Raises OSError."""
+        elts = self.elts
+        while not elts and self.dirs:
+            elts.extend(self.elements.names(self.dirs.popleft()))
+        return elts.popleft() if elts else ""
+
+    __next__ = next
+
+    def _reset(self) -> None:
+        self.dirs = deque(self.elements.directories())
+        self.elts = deque()
+
+    def copy(self) -> Self:
+        """Return a copy of the object, at no place of the walk."""
+        new = copy.deepcopy(self)
+        new.dirs, new.elts = deque(), deque()
+        return new
+
+    # ---- one element
+
+    def touch(self, ename: str) -> None:
+        """Show that the element is still worked on: its lock ages from now on. Raises QueueError, OSError."""
+        raise NotImplementedError
+
+    def _lock(self, name: str) -> bool:
+        """Lock and remember it; False when another has it or it is gone."""
+        lock = self.elements.lock(name)
+        if lock is None:
+            return False
+        if len(self._locks) >= self._locks_max:
+            self._forget_ended()
+        self._locks[name] = lock
+        return True
+
+    def _forget_ended(self) -> None:
+        """Let go of those that others have ended: a child process, or who broke them."""
+        self._locks = {name: lock for name, lock in self._locks.items() if self.elements.is_held(lock)}
+        self._locks_max = max(LOCKS_MIN, 2 * len(self._locks))
+
+    def _refuse(self, name: str, what: str) -> QueueLockError:
+        return QueueLockError(f"cannot {what} {name}: its lock was broken and another has it now")
+
+    def _sweep(self, maxtemp: float, maxlock: float) -> None:
+        now_ns = self.elements.filesystem_now_ns()
+        self.elements.sweep(
+            now_ns - int(maxtemp * 1e9) if maxtemp else None,
+            now_ns - int(max(maxlock, LOCK_S_MIN) * 1e9) if maxlock else None,
+        )
+
+
+def told(system: System) -> System:
+    """*system* with the published wording of errors."""
+    return TOLD if system is SYSTEM else Told(system)

@@ -1,0 +1,441 @@
+"""
+simple_elements - the engine of QueueSimple: one file for each element, a hard link for its lock
+
+DIRECTORY/ELEMENT is the element, DIRECTORY/ELEMENT.lck its lock (a second name of the same
+file), DIRECTORY/NAME.tmp an element that is being written, or a lock that is being
+broken. Directories are called after the time, *granularity* seconds for each. The age of
+a lock is the file's mtime.
+
+The unlink of the element is what settles it; a kill right after it leaves a lock without
+an element, which a sweep takes away.
+
+Limits: a lock that is found young after it was set aside is put back; who locks in between
+makes a second holder, of which only one can remove.
+Source: Directory::Queue::Simple, the format.
+See also: elements (the verbs), simple (the published API).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+
+from workers.dirq.elements import (
+    ATTEMPTS_MAX,
+    ELEMENT,
+    LOCKED_SUFFIX,
+    OPEN_BODY,
+    TEMPORARY_SUFFIX,
+    UNREADABLE,
+    Elements,
+    Lock,
+    Swept,
+    UnreadableError,
+    is_regular,
+    older_than,
+)
+from workers.system import SYSTEM, System
+
+BREAKABLE_NS = 10**9  # a younger lock is never broken, so what is closer to our lock's time is ours
+
+
+class SimpleElements(Elements[bytes]):
+    """See Elements. *granularity* in seconds; 0 and 1 are one directory for each second."""
+
+    lists_locks = True
+
+    def __init__(
+        self,
+        path: str,
+        umask: int | None = None,
+        rndhex: int | None = None,
+        granularity: int = 60,
+        *,
+        system: System = SYSTEM,
+    ) -> None:
+        super().__init__(path, umask, rndhex, system)
+        self.granularity = granularity
+
+    # ---- the queue
+
+    def add(self, data: bytes, *, durable: bool = False) -> str:
+        """See Elements.add: open, write, close, link, unlink."""
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            directory = self._insertion_directory()
+            temporary = f"{self.path}/{directory}/{self._fresh()}{TEMPORARY_SUFFIX}"
+            try:
+                self._make_file(temporary, data, durable=durable)
+                if durable:
+                    self._sync_name_of(directory)
+                name = self._publish(temporary, directory)
+                break
+            except FileExistsError:  # a temporary file of another writer with our digit; it is not ours to unlink
+                if attempt == ATTEMPTS_MAX:
+                    raise
+            except FileNotFoundError:
+                # RACE: a purge has removed the directory, or the temporary file.
+                # See test_D10_a_directory_that_is_purged_meanwhile_is_made_again.
+                self._forget(temporary)
+                if attempt == ATTEMPTS_MAX:
+                    raise
+                self._mkdir(f"{self.path}/{directory}")
+            except BaseException:
+                self._forget(temporary)
+                raise
+        if durable:
+            self.system.fsync_directory(f"{self.path}/{directory}")
+        return name
+
+    def add_path(self, path: str) -> str:
+        """
+        Move the file *path* into the queue: its name there. Content, owner, mode and times stay as they are.
+
+        Raises OSError: EINVAL when it is no regular file, EXDEV from another filesystem.
+        """
+        if not is_regular(self.system.lstat(path)):
+            raise OSError(errno.EINVAL, "is no regular file", path)
+        for _ in range(ATTEMPTS_MAX):
+            directory = self._insertion_directory()
+            self._mkdir(f"{self.path}/{directory}")
+            try:
+                name = self._link(path, directory)
+            except FileNotFoundError:
+                if not self._is_there(path):
+                    raise
+                continue  # a peer's purge has removed the directory
+            self.system.unlink(path)
+            return name
+        raise FileNotFoundError(errno.ENOENT, "is removed as often as it is made", f"{self.path}/{directory}")
+
+    def waiting(self, directory: str, odd: set[str]) -> list[str]:
+        """See Elements.waiting: without those whose lock is in the same listing."""
+        found, locked = [], set()
+        try:
+            with self.system.scandir(f"{self.path}/{directory}") as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name.endswith(LOCKED_SUFFIX):
+                        locked.add(name[:-4])
+                    elif ELEMENT.match(name):
+                        if entry.is_file(follow_symlinks=False):
+                            found.append(name)
+                        elif not entry.is_dir(follow_symlinks=False):
+                            odd.add(f"{directory}/{name}")
+        except FileNotFoundError:
+            return []
+        return [f"{directory}/{name}" for name in sorted(found) if name not in locked]
+
+    def count(self) -> int:
+        """See Elements.count."""
+        return sum(len(self.names(directory)) for directory in self.directories())
+
+    # ---- one element
+
+    def lock_path(self, name: str) -> str:
+        """See Elements.lock_path."""
+        return f"{self.path}/{name}{LOCKED_SUFFIX}"
+
+    body_path = lock_path
+
+    def lock(self, name: str) -> Lock | None:
+        """See Elements.lock. Raises OSError EINVAL when the element is no regular file."""
+        system = self.system
+        path = f"{self.path}/{name}"
+        since_ns = system.boottime_ns()
+        try:
+            found = system.lstat(path)
+            if not is_regular(found):
+                raise OSError(errno.EINVAL, "is no regular file", path)
+            # What is locked already is not touched, or who looks often would keep a dead holder's lock young.
+            # (A file may have several names for other reasons: one that add_path has brought, or a killed add.)
+            if found.st_nlink > 1 and self._is_there(path + LOCKED_SUFFIX):
+                return None
+            # ORDER: touch, then link. The lock has the element's time, so the lock of an old element would be born
+            # stale, and a purge by any peer could give it to a second one.
+            # See test_D7_the_lock_of_an_old_element_is_never_old.
+            system.utime(path)
+            system.link(path, path + LOCKED_SUFFIX)
+        except (FileNotFoundError, FileExistsError):  # it is gone, or another has it
+            return None
+        try:
+            found = system.lstat(path + LOCKED_SUFFIX)
+        except FileNotFoundError:
+            return None
+        except BaseException:
+            self._forget(path + LOCKED_SUFFIX)
+            raise
+        return self._taken(name, found, since_ns)
+
+    def _taken(self, name: str, found: os.stat_result, since_ns: int) -> Lock | None:
+        """The lock that we have linked, or None when its element was removed at the same time."""
+        # A filesystem may have hard links and not count them, so what nlink says is looked after.
+        if found.st_nlink < 2 and not self._is_there(f"{self.path}/{name}"):
+            # RACE: a holder whose lock had been broken has removed the element between our touch and now.
+            # See test_an_element_that_is_removed_while_it_is_locked_is_not_locked.
+            self._forget(f"{self.path}/{name}{LOCKED_SUFFIX}")
+            return None
+        return Lock(name, found.st_ino, found.st_mtime_ns, since_ns)
+
+    def open_locked(self, name: str) -> tuple[Lock, int, os.stat_result] | None:
+        """See Elements.open_locked: utimes, link, open, fstat."""
+        system = self.system
+        path = f"{self.path}/{name}"
+        lock_path = path + LOCKED_SUFFIX
+        since_ns = system.boottime_ns()
+        try:
+            system.utime(path)  # ORDER: as in lock(), see there
+            system.link(path, lock_path)
+        except (FileNotFoundError, FileExistsError):
+            return None
+        try:
+            fd = system.open(lock_path, OPEN_BODY)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._raise_unreadable(error, name, since_ns)
+            raise
+        try:
+            found = system.fstat(fd)
+            lock = self._taken(name, found, since_ns)
+        except BaseException:
+            system.close(fd)
+            self._forget(lock_path)
+            raise
+        if lock is None:
+            system.close(fd)
+            return None
+        return lock, fd, found
+
+    def _raise_unreadable(self, error: OSError, name: str, since_ns: int) -> None:
+        """Raise UnreadableError when opening can never succeed; else undo the lock."""
+        lock_path = self.lock_path(name)
+        if error.errno in UNREADABLE:
+            try:
+                found = self.system.lstat(lock_path)
+            except OSError:
+                self._forget(lock_path)
+                return
+            raise UnreadableError(error, Lock(name, found.st_ino, found.st_mtime_ns, since_ns)) from error
+        self._forget(lock_path)
+
+    def found_lock(self, name: str) -> Lock | None:
+        """See Elements.found_lock."""
+        try:
+            found = self.system.lstat(f"{self.path}/{name}{LOCKED_SUFFIX}")
+        except FileNotFoundError:
+            return None
+        return Lock(name, found.st_ino, found.st_mtime_ns, 0)
+
+    def is_held(self, lock: Lock, touched_ns: int = 0) -> bool:
+        """See Elements.is_held. One lstat."""
+        try:
+            found = self.system.lstat(f"{self.path}/{lock.name}{LOCKED_SUFFIX}")
+        except FileNotFoundError:
+            return False
+        return is_same(lock, found, touched_ns)
+
+    def unlock(self, name: str) -> bool:
+        """See Elements.unlock."""
+        return self._unlink(f"{self.path}/{name}{LOCKED_SUFFIX}")
+
+    def remove(self, name: str) -> bool:
+        """See Elements.remove: unlink the element, then its lock."""
+        path = f"{self.path}/{name}"
+        # ORDER: the element, then the lock. The other way round it could be locked again between the two, and what
+        # its next holder works on would be removed. See test_remove_never_leaves_an_element_without_its_lock.
+        try:
+            self.system.unlink(path)
+        except FileNotFoundError:
+            # The lost reply of a network filesystem: our lock is there, so nobody else has removed it.
+            if not (self.is_network and self._is_there(path + LOCKED_SUFFIX)):
+                return False
+        self._forget(path + LOCKED_SUFFIX)
+        return True
+
+    def take_out(self, name: str, target: str) -> bool:
+        """See Elements.take_out: rename the element, then unlink the lock."""
+        path = f"{self.path}/{name}"
+        try:
+            self.system.rename(path, target)
+        except FileNotFoundError:
+            if self._is_there(path):  # it is the target's directory that is missing
+                raise
+            if not (self.is_network and self._is_there(target)):
+                return False
+        self._forget(path + LOCKED_SUFFIX)
+        return True
+
+    def put_in(self, source: str, name: str) -> str | None:
+        """See Elements.put_in. A lock without its element belongs to a take_out that has not ended."""
+        is_name_free = not self._is_there(self.lock_path(name))
+        for _ in range(ATTEMPTS_MAX):
+            if not is_name_free:
+                name = f"{self._insertion_directory()}/{self._fresh()}"
+            try:
+                self._rename_once(source, f"{self.path}/{name}")
+            except FileExistsError:
+                if self.is_network and not self._is_there(source):
+                    return name
+                is_name_free = False
+            except FileNotFoundError:
+                if not self._is_there(source):
+                    is_ours = self.is_network and self._is_there(f"{self.path}/{name}")
+                    return name if is_ours else None
+                self._mkdir(f"{self.path}/{name[:8]}")
+            else:
+                return name
+        raise FileNotFoundError(errno.ENOENT, "is removed as often as it is made", f"{self.path}/{name[:8]}")
+
+    def break_lock(self, name: str, is_stale: Callable[[Lock], bool]) -> bool:
+        """See Elements.break_lock. *is_stale* is given the lock with its mtime."""
+        lock = self.found_lock(name)
+        if lock is None or not is_stale(lock):
+            return False
+        lock_path, aside = self.lock_path(name), self._aside(name[:8])
+        # RACE: another reaper has broken it since, and somebody has locked again. Whoever renames it has it for
+        # himself, and looks once more. See test_D8_of_two_reapers_neither_breaks_the_lock_that_was_taken_again.
+        try:
+            self.system.rename(lock_path, aside)
+        except FileNotFoundError:
+            return False
+        try:
+            found = self.system.lstat(aside)
+        except FileNotFoundError:  # a peer's purge has taken it: it was old enough for that one
+            return True
+        is_broken = is_stale(Lock(name, found.st_ino, found.st_mtime_ns, 0))
+        if not is_broken:
+            # Unless yet another has locked it, or a peer's purge has taken ours.
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                self.system.link(aside, lock_path)
+        self._forget(aside)
+        return is_broken
+
+    # ---- sweeping
+
+    def sweep(self, temporary_before_ns: int | None, locked_before_ns: int | None) -> Swept:
+        """See Elements.sweep."""
+        swept = Swept()
+        errors: list[OSError] = []
+        directories = self.directories()
+        for directory in directories:
+            try:
+                is_empty = self._sweep_directory(directory, temporary_before_ns, locked_before_ns, swept, errors)
+                if is_empty and directory != directories[-1] and self._rmdir(f"{self.path}/{directory}"):
+                    swept.directories += 1
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                    errors.append(error)
+        if errors:
+            raise errors[0]
+        return swept
+
+    def _sweep_directory(
+        self,
+        directory: str,
+        temporary_before_ns: int | None,
+        locked_before_ns: int | None,
+        swept: Swept,
+        errors: list[OSError],
+    ) -> bool:
+        """Sweep one intermediate directory; whether nothing is left in it. Raises OSError of the listing."""
+        found = set(self.system.listdir(f"{self.path}/{directory}"))
+        count = len(found)
+        for file in sorted(found):
+            if not file.endswith((TEMPORARY_SUFFIX, LOCKED_SUFFIX)):
+                continue
+            name = f"{directory}/{file[:-4]}"
+            is_lock = file.endswith(LOCKED_SUFFIX)
+            before_ns = locked_before_ns if is_lock else temporary_before_ns
+            if before_ns is None:
+                continue
+            try:
+                if is_lock and file[:-4] in found and ELEMENT.match(file[:-4]):
+                    if self.break_lock(name, older_than(before_ns)):
+                        swept.locks.append(name)
+                elif self._remove_old(f"{self.path}/{directory}/{file}", before_ns, is_lock=is_lock):
+                    swept.temporary += 1
+                    count -= 1
+            except OSError as error:
+                errors.append(error)
+        return count == 0
+
+    def _remove_old(self, path: str, before_ns: int, *, is_lock: bool) -> bool:
+        """Unlink the temporary file or the lock without an element *path*, if it is that old. Whether it was ours."""
+        try:
+            found = self.system.lstat(path)
+            is_directory = (found.st_mode & 0o170000) == 0o040000
+            if is_directory or found.st_mtime_ns >= before_ns:
+                return False
+            # RACE: the element was put back, or was added and locked, since the listing.
+            # See test_a_lock_whose_element_came_back_since_the_listing_stays.
+            if is_lock and self._is_there(path[: -len(LOCKED_SUFFIX)]):
+                return False
+            self.system.unlink(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    # ---- inside
+
+    def _insertion_directory(self) -> str:
+        seconds = self.system.wall_ns() // 10**9
+        if self.granularity > 1:
+            seconds -= seconds % self.granularity
+        return f"{seconds:08x}"
+
+    def _publish(self, temporary: str, directory: str) -> str:
+        """Give the written *temporary* its name, and take the temporary one away."""
+        name = self._link(temporary, directory)
+        self._forget(temporary)
+        return name
+
+    def _link(self, source: str, directory: str) -> str:
+        """Link *source* under a fresh name in *directory*; the full name."""
+        while True:
+            name = f"{directory}/{self._fresh()}"
+            try:
+                self.system.link(source, f"{self.path}/{name}")
+            except FileExistsError:
+                if self.is_network and self._is_one(source, f"{self.path}/{name}"):
+                    return name  # the reply was lost, and the call repeated
+            else:
+                return name
+
+    def _is_one(self, one: str, other: str) -> bool:
+        """Whether both are names of one file."""
+        try:
+            return self.system.lstat(one).st_ino == self.system.lstat(other).st_ino
+        except FileNotFoundError:
+            return False
+
+    def _rename_or_link(self, source: str, target: str) -> None:
+        self.system.link(source, target)
+        self._forget(source)
+
+    def _probe_ns(self) -> int:
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            directory = self._insertion_directory()
+            probe = f"{self.path}/{directory}/{self._fresh()}{TEMPORARY_SUFFIX}"
+            try:
+                self._make_file(probe, b"", durable=False)
+                made_ns = self.system.lstat(probe).st_mtime_ns
+            except FileNotFoundError:
+                if attempt == ATTEMPTS_MAX:
+                    raise
+                self._mkdir(f"{self.path}/{directory}")
+                continue
+            except FileExistsError:
+                continue
+            break
+        self._forget(probe)
+        return made_ns
+
+
+def is_same(lock: Lock, found: os.stat_result, touched_ns: int = 0) -> bool:
+    """Whether *found*, the stat of a lock, is still that of *lock*. See Elements.is_held."""
+    return (
+        found.st_ino == lock.inode
+        and lock.at_ns - BREAKABLE_NS <= found.st_mtime_ns <= max(lock.at_ns, touched_ns) + BREAKABLE_NS
+    )

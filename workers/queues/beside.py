@@ -1,0 +1,149 @@
+"""
+beside - what a pool keeps of a queue whose own format has no place for it
+
+    NAME.pool/held/OWNER               what that worker has in hand: one line, see Hand
+    NAME.pool/counts/ELEMENT           attempts and crashes of what waits again
+    NAME.pool/deferred/DUE.MARK~ELEMENT   waits until DUE, out of the queue
+    NAME.pool/errors/MARK~ELEMENT      rejected, out of the queue; .meta says why
+    NAME.pool/tmp/                     being written
+    NAME.pool/PAUSED                   when it exists nobody of ours claims
+
+Next to the queue, never inside: other programs count what is there. On the same
+filesystem, for messages are renamed between the two. ELEMENT is the element's name
+with a dot for its slash; DUE, MARK and OWNER are those of SPOOL.md.
+
+Raises: OSError, QueueRefused from make().
+See also: dirq (who uses it), directory (the moves), names.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from dataclasses import dataclass
+
+from workers.errors import QueueRefused
+from workers.queues.directory import Directory
+from workers.system import System
+
+HAND_SIZE = 128  # bytes of held/OWNER: written as a whole, so a shorter line leaves nothing of a longer one
+
+
+@dataclass(frozen=True, slots=True)
+class Hand:
+    """
+    What a worker has in hand: an element, and by what its lock is known (see dirq.elements.Lock).
+
+    *touched_ns* is the mtime of the record: when its keeper last touched the lock, to the nanosecond.
+    """
+
+    name: str
+    inode: int
+    at_ns: int
+    touched_ns: int = 0
+
+    def line(self) -> bytes:
+        """As the record has it."""
+        return f"{self.name} {self.inode} {self.at_ns}".encode().ljust(HAND_SIZE - 1) + b"\n"
+
+
+EMPTY = b"\n".rjust(HAND_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Attempts and crashes of an element; *lock* is by what the lock of the last crash was known, or ""."""
+
+    attempts: int = 0
+    crashes: int = 0
+    lock: str = ""
+
+
+class Beside(Directory):
+    """The paths beside one queue, and the calls on them. Holds no descriptor."""
+
+    def __init__(self, queue: str, state_dir: str | None, system: System) -> None:
+        name = os.path.basename(queue)
+        if state_dir is not None:  # where queues of one name may come together
+            name = f"{name}-{hashlib.sha256(os.fsencode(queue)).hexdigest()[:6]}"
+        super().__init__(os.path.join(state_dir or os.path.dirname(queue), f"{name}.pool"), system)
+        self.held = os.path.join(self.path, "held")
+        self.counts = os.path.join(self.path, "counts")
+        self.paused = os.path.join(self.path, "PAUSED")
+
+    def make(self) -> None:
+        """Make what is not there. Raises QueueRefused where that is not allowed, with what to do."""
+        try:
+            for path in (self.path, self.held, self.counts, self.deferred, self.errors, self.tmp):
+                self._mkdir(path)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+                raise
+            raise QueueRefused(
+                f"cannot make {error.filename}, where a pool keeps its counts, retries and errors: {error.strerror}; "
+                "set state_dir to a directory of the same filesystem where it may"
+            ) from error
+
+    # ---- counts
+
+    def count_of(self, name: str) -> Counts:
+        """The counts of the element *name*; zeros where there are none, or what is there is no such record."""
+        try:
+            fd = self.system.open(self._count_path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return Counts()
+        try:
+            words = self.system.read(fd, HAND_SIZE).decode("ascii", "replace").split(" ")
+        finally:
+            self.system.close(fd)
+        if len(words) == 3 and words[0].isdecimal() and words[1].isdecimal():
+            return Counts(min(int(words[0][:9]), 9999), min(int(words[1][:9]), 9999), words[2].strip())
+        return Counts()
+
+    def write_count(self, name: str, counts: Counts) -> None:
+        """Replace the counts of the element *name*, whole."""
+        temporary = os.path.join(self.tmp, f"{encoded(name)}.{self.system.random_bytes(8).hex()}.tmp")
+        text = f"{counts.attempts} {counts.crashes} {counts.lock}\n"
+        self.write_file(temporary, text.encode(), durable=False)
+        try:
+            self.system.rename(temporary, self._count_path(name))
+        except OSError:
+            self.forget(temporary)
+            raise
+
+    def forget_count(self, name: str) -> None:
+        """The element has ended. What cannot be removed is swept later."""
+        self.forget(self._count_path(name))
+
+    def _count_path(self, name: str) -> str:
+        return f"{self.counts}/{encoded(name)}"
+
+    # ---- what is in hand
+
+    def hand_of(self, owner: str) -> Hand | None:
+        """What held/OWNER says; None for nothing, or for what is no such record. Raises OSError."""
+        try:
+            fd = self.system.open(
+                os.path.join(self.held, owner), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            )
+        except FileNotFoundError:
+            return None
+        try:
+            touched_ns = self.system.fstat(fd).st_mtime_ns
+            words = self.system.read(fd, HAND_SIZE).decode("ascii", "replace").split()
+        finally:
+            self.system.close(fd)
+        if len(words) != 3 or not (words[1].isdecimal() and words[2].isdecimal()):
+            return None
+        return Hand(words[0], int(words[1]), int(words[2]), touched_ns)
+
+
+def encoded(name: str) -> str:
+    """The element *name* as part of a file's name."""
+    return name.replace("/", ".")
+
+
+def decoded(file: str) -> str:
+    """The element's name that encoded() made *file* of."""
+    return file.replace(".", "/", 1)

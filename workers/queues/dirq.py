@@ -1,0 +1,402 @@
+"""
+dirq - a pool on a directory queue of the Directory::Queue kinds, beside their own programs
+
+    dirq-simple:PATH               QueueSimple: a file for each element, locked by a hard link
+    dirq:PATH?schema=KEY:TYPE,...  Queue: a directory for each element, locked by a directory in it
+
+A claim is the format's own lock, so programs of other languages see it, and may work on the
+same directory at the same time. What the format has no place for is kept beside the queue
+(NAME.pool/): a failed message waits there for its time, comes back under its own name, and
+ends there after too many attempts. While it is handled its lock is touched.
+
+A lock says not whose it is. So a settle first makes sure that the lock is still the one
+that was taken, and the removal of the element itself, which only one can do, decides.
+
+Raises: QueueUnavailable for disk and permission errors, ClaimLost, NotSupported.
+Limits: at least once; the names are the format's, so a message cannot be given one. A lock whose
+holder vanished with its whole machine is broken when it is stale_after old, as by purge().
+See also: workers.dirq (the formats), beside, dirq_keep (the keeper's side), spool.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from workers.board import Q, W
+from workers.dirq.elements import Elements, Lock, UnreadableError, time_of
+from workers.dirq.errors import QueueError
+from workers.errors import ClaimLost, NotSupported, QueueMissing
+from workers.message import Body, Claim
+from workers.queues import dirq_look, names
+from workers.queues.base import Capability, Consumer, Depth, Listed, Queue, Settings, Shown, State
+from workers.queues.beside import EMPTY, Beside, Counts, Hand, encoded
+from workers.queues.directory import Worded, is_regular
+from workers.queues.dirq_keep import DirqKeeper
+from workers.queues.dirq_look import Waiting
+from workers.queues.locking import LockedClaim, Locking
+from workers.queues.meta import Facts, facts_of_claim, write_meta
+from workers.system import SYSTEM, System
+
+log = logging.getLogger(__name__)
+
+STALE_AFTER_S = 600.0  # what purge() of the originals has for maxlock
+NAMED_MAX = 1000
+SURE_NS = 500_000_000  # a lock is broken at the age of a second or more, so one that was taken so recently is ours
+STUCK = frozenset({errno.EPERM, errno.EINVAL, errno.EISDIR, errno.ENOTDIR})
+COUNTED = int(Q.COUNTED)
+
+
+class Dirq(Locking):
+    """One directory queue of either kind. See Queue for the verbs."""
+
+    capabilities = frozenset(
+        {Capability.DURABLE, Capability.DEFER, Capability.ERRORS, Capability.ORDER, Capability.PAUSE, Capability.CLAIM}
+    )
+
+    def __init__(
+        self,
+        protocol: str,
+        elements: Elements[Any],
+        encode: Callable[[bytes], object],
+        settings: Settings | None = None,
+        *,
+        system: System = SYSTEM,
+        host: str = "localhost",
+    ) -> None:
+        """*encode* makes what ``elements.add`` takes of a body; it raises NotSupported when that cannot be one."""
+        self.protocol = protocol
+        self.settings = settings or Settings()
+        if self.settings.keep_done_s is not None:
+            self.needs(Capability.KEEP_DONE, "keep_done")
+        for option in ("lease_interval", "lease_timeout"):
+            if getattr(self.settings, f"{option}_s") is not None:
+                raise NotSupported(f"{option} is not possible: a {protocol} queue has no leases; see stale_after")
+        self.elements = elements
+        self.system = system
+        self.host = names.check_host(host)
+        self.place = self.identity = elements.path
+        self.url = f"{protocol}:{elements.path}"
+        self.beside = Beside(elements.path, self.settings.state_dir, system)
+        self.tokens = names.Tokens(system)
+        self.stale_after_s = self.settings.stale_after_s or STALE_AFTER_S
+        self._encode = encode
+        self.member = 0  # its number in a set
+        self._owner = ""
+        self._hand = -1  # held/OWNER, open for writing
+        self._named: set[str] = set()
+        self._open()
+
+    def _open(self) -> None:
+        with self._unavailable("open the queue", self.place):
+            if not self.system.is_directory(self.place, is_followed=True):
+                parent = os.path.dirname(self.place)
+                if not self.settings.create:
+                    raise QueueMissing(f"there is no queue at {self.place} (orchestrator put makes one)")
+                if not self.system.is_directory(parent, is_followed=True):
+                    raise QueueMissing(f"cannot make the queue {self.place}: its parent directory does not exist")
+            if self.settings.create:
+                self.elements.make()
+            self._inode = self.system.stat(self.place).st_ino
+            self.network = self.beside.network = self.system.network_filesystem(self.place)
+
+    # ---- put
+
+    def put(
+        self,
+        body: Body,
+        name: str | None = None,
+        *,
+        priority: int | None = None,
+        delay: float = 0,
+        durable: bool | None = None,
+    ) -> str:
+        """See Queue.put; the name is the one that the format gives."""
+        if name is not None:
+            self.needs(Capability.NAME, "a name of your own")
+        if delay > 0:
+            self.needs(Capability.DELAY, "delay")
+        if priority is not None:
+            raise NotSupported(f"priority is not possible: a {self.protocol} queue has none")
+        with self._unavailable("put a message into", self.place):
+            return self.elements.add(self._encode(self._bytes(body)), durable=durable is not False)
+
+    def _bytes(self, body: Body) -> bytes:
+        if not isinstance(body, Path):
+            return body.encode("utf-8") if isinstance(body, str) else bytes(body)
+        fd = self.system.open(str(body), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if not is_regular(self.system.fstat(fd)):
+                raise OSError(errno.EINVAL, "is no regular file", str(body))
+            return b"".join(iter(lambda: self.system.read(fd, 1 << 20), b""))
+        finally:
+            self.system.close(fd)
+
+    # ---- claim
+
+    def claim_named(self, name: str) -> LockedClaim | None:
+        """See Locking.claim_named."""
+        try:
+            found = self.elements.open_locked(name)
+        except OSError as error:
+            return self._claim_in_trouble(name, error)
+        if found is None:
+            self._slot.words[W.CONFLICTS] += 1
+            return None
+        lock, fd, seen = found
+        claim = self._claimed(lock)
+        claim.fd, claim.size = fd, seen.st_size
+        if not is_regular(seen):
+            claim.trouble = "this is no regular file (a directory, fifo, socket, symbolic link or device)"
+        return claim
+
+    def _claim_in_trouble(self, name: str, error: OSError) -> LockedClaim | None:
+        if isinstance(error, UnreadableError):
+            claim = self._claimed(error.lock)
+            claim.trouble = f"its data cannot be read: {error.strerror}"
+            return claim
+        if error.errno not in STUCK:
+            raise error
+        if name not in self._named and len(self._named) < NAMED_MAX:
+            self._named.add(name)
+            log.error("%s: %s cannot be claimed and stays there: %s", self.url, names.shown(name), error.strerror)
+        return None
+
+    def _claimed(self, lock: Lock) -> LockedClaim:
+        self.system.pwrite(self._hand, Hand(lock.name, lock.inode, lock.at_ns).line(), 0)
+        claim = LockedClaim(lock.name, self.elements.body_path(lock.name), lock=lock, member=self.member)
+        claim.claimed_ns, claim.claimed_at, claim.modified_at = lock.since_ns, lock.at_ns / 1e9, time_of(lock.name)
+        if self._words[COUNTED] or self.network is not None:
+            counts = self.beside.count_of(lock.name)
+            claim.attempt, claim.crashes = counts.attempts + 1, counts.crashes
+        return claim
+
+    def take_record(self, owner: str) -> None:
+        """See Locking.take_record."""
+        self.check_same()
+        self.leave_record()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._hand = self.system.open(os.path.join(self.beside.held, owner), flags, 0o666)
+        self._owner = owner
+        self._clear_hand()
+
+    def check_same(self) -> None:
+        """Raises OSError unless the queue is the one that was opened: of a lost mount nothing is to be believed."""
+        if self.system.stat(self.place).st_ino != self._inode:
+            raise OSError(errno.ESTALE, "another directory is there now: was the mount lost?", self.place)
+
+    def _clear_hand(self) -> None:
+        self.system.pwrite(self._hand, EMPTY, 0)
+
+    # ---- settle
+
+    def done(self, claim: Claim) -> None:
+        """See Queue.done: the element is removed, which only one can do."""
+        lock = self._lock_of(claim)
+        self._close(claim)
+        with self._settling("finish", claim):
+            self._check_held(claim, lock)
+            try:
+                if not self.elements.remove(claim.name):
+                    self._lost(claim)
+            except QueueError as error:
+                # It is handled, and what lies in it is not ours to remove.
+                self._to_errors(claim, Counts(claim.attempt, claim.crashes), f"left by a handler: {error}", {})
+            if claim.attempt > 1 or claim.crashes:
+                self.beside.forget_count(claim.name)
+
+    def retry(self, claim: Claim, after_s: float | None = None, meta: dict[str, object] | None = None) -> bool:
+        """See Queue.retry: the element waits beside the queue until it is due."""
+        lock = self._lock_of(claim)
+        with self._settling("defer", claim):
+            counts = self._counts(claim)
+            if counts.attempts >= self.settings.max_attempts:
+                self._to_errors(claim, counts, f"failed {counts.attempts} times", meta or {})
+                return False
+            delay = self.backoff_s(counts.attempts) if after_s is None else max(after_s, 0.0)
+            passed_s = (self.system.boottime_ns() - lock.since_ns) / 1e9
+            due = -int(-(claim.claimed_at + passed_s + min(delay, self.settings.retry_backoff_s_max)) // 1)
+            self._take_out(claim, self.beside.deferred, f"{due}.{self.marked(claim.name, counts)}")
+        return True
+
+    def backoff_s(self, attempt: int) -> float:
+        """A random time up to base * 2^(attempt - 1), at most the configured maximum (full jitter)."""
+        highest = self.settings.retry_backoff_s * 2.0 ** min(attempt - 1, 60)
+        return random.uniform(0, min(highest, self.settings.retry_backoff_s_max))  # noqa: S311 - spreads load, no secret
+
+    def reject(self, claim: Claim, reason: str, meta: dict[str, object] | None = None) -> None:
+        """See Queue.reject: the element itself goes to errors/ beside the queue, then .meta says why."""
+        self._lock_of(claim)
+        with self._settling("reject", claim):
+            self._to_errors(claim, self._counts(claim), reason, meta or {})
+
+    def _counts(self, claim: Claim) -> Counts:
+        """This attempt included. Read now: at the claim another host's keeper may have been about to write them."""
+        counts = self.beside.count_of(claim.name)
+        return Counts(max(counts.attempts + 1, claim.attempt), max(counts.crashes, claim.crashes))
+
+    def _to_errors(self, claim: Claim, counts: Counts, reason: str, meta: dict[str, object]) -> None:
+        file = self._take_out(claim, self.beside.errors, self.marked(claim.name, counts))
+        self.system.fsync_directory(self.beside.errors)
+        claim.attempt, claim.crashes = counts.attempts, counts.crashes
+        facts: Facts = {
+            "queue": self.url,
+            "host": self.host,
+            "owner": self._owner,
+            "worker": self._consumer.index if self._consumer else None,
+        }
+        self.write_meta(file, {**meta, **facts, **facts_of_claim(claim, reason, self.system.wall_ns() / 1e9)})
+
+    def marked(self, name: str, counts: Counts) -> str:
+        """The element *name* as a file beside the queue, which nobody else can make."""
+        file = encoded(name)
+        return names.marked(counts.attempts, counts.crashes, self.tokens.token(file), file)
+
+    def write_meta(self, file: str, facts: Facts) -> None:
+        """See meta.write_meta."""
+        write_meta(self.beside, file, facts, names.unpublished(self.tokens.name(self.host)))
+
+    def _take_out(self, claim: Claim, directory: str, file: str) -> str:
+        """Move the element to *file* in *directory*; what it is called there. Again, it is where it was moved to."""
+        assert isinstance(claim, LockedClaim)  # noqa: S101 - of this queue's claim()
+        if not claim.taken_out:
+            self._check_held(claim, claim.lock)
+            if not self.elements.take_out(claim.name, os.path.join(directory, file)):
+                self._lost(claim)
+            claim.taken_out = file
+            self.beside.forget_count(claim.name)  # they are in the mark now
+        return claim.taken_out
+
+    def release(self, claim: Claim) -> None:
+        """See Queue.release: unlocked, as it was."""
+        lock = self._lock_of(claim)
+        with self._settling("give back", claim):
+            self._check_held(claim, lock)
+            # ORDER: first the record, or a keeper that finds us dead gives back what is another's by then.
+            # See test_a_worker_that_dies_after_a_release_takes_no_lock_of_another_with_it.
+            self._clear_hand()
+            if not self.elements.unlock(claim.name):
+                self._lost(claim)
+
+    def forward(self, claim: Claim, queue: Queue, bodies: Sequence[Body] | None = None) -> None:
+        """See Queue.forward: put there, then done here."""
+        queue.put_many([Path(claim.path)] if bodies is None else bodies)
+        self.done(claim)
+
+    def _check_held(self, claim: Claim, lock: Lock) -> None:
+        """Raise ClaimLost unless the lock is still ours, or is ours again."""
+        if self.network is None and self.system.boottime_ns() - lock.since_ns < SURE_NS:
+            return
+        if self.elements.is_held(lock, self.system.fstat(self._hand).st_mtime_ns):
+            return
+        self.check_same()
+        # Its handler may have removed its input, or a purge broke the lock and nobody took the element since.
+        again = self.elements.lock(claim.name)
+        if again is None:
+            self._lost(claim)
+        else:
+            assert isinstance(claim, LockedClaim)  # noqa: S101 - of this queue's claim()
+            claim.lock = again
+            self.system.pwrite(self._hand, Hand(again.name, again.inode, again.at_ns).line(), 0)
+
+    def _lost(self, claim: Claim) -> None:
+        self.check_same()  # a lost mount answers ENOENT to everything
+        raise ClaimLost(f"{names.shown(claim.name)} was given to another while it was handled here")
+
+    @staticmethod
+    def _lock_of(claim: Claim) -> Lock:
+        assert isinstance(claim, LockedClaim)  # noqa: S101 - of this queue's claim()
+        return claim.lock
+
+    # ---- our own record
+
+    def leave_record(self) -> None:
+        """See Locking.leave_record."""
+        if not self._owner:
+            return
+        owner, self._owner = self._owner, ""
+        fd, self._hand = self._hand, -1
+        try:
+            self.system.close(fd)
+            self.beside.remove(os.path.join(self.beside.held, owner))
+        except OSError as error:
+            # A keeper finishes it: the board will not list this owner any more.
+            log.warning("%s: our record %s could not be removed: %s", self.url, owner, error)
+
+    # ---- the keeper's and the operator's verbs
+
+    def keeper(self, consumer: Consumer) -> DirqKeeper:
+        """See Claimable.keeper."""
+        self._keeper = found = DirqKeeper(self, consumer)
+        return found
+
+    def source(self) -> Waiting:
+        """See Claimable.source."""
+        return Waiting(self.elements)
+
+    def depth(self) -> Depth:
+        """See Queue.depth."""
+        with self._unavailable("measure", self.place):
+            return dirq_look.depth(self.elements, self.beside)
+
+    def list(self, state: State | None = None) -> Iterator[Listed]:
+        """See Queue.list."""
+        with self._unavailable("list", self.place):
+            yield from dirq_look.listed(self.elements, self.beside, state)
+
+    def show(self, name: str) -> Sequence[Shown]:
+        """See Queue.show."""
+        return dirq_look.show(self.beside, (line for line in self.list() if line.name == name))
+
+    def requeue(self, name: str) -> int:
+        """See Queue.requeue: it comes back under its own name."""
+        count = 0
+        with self._unavailable("requeue from", self.beside.errors):
+            for line in tuple(self.list("errors")):
+                if line.name == name and self.elements.put_in(line.path, name) is not None:
+                    self.beside.forget(f"{line.path}.meta")
+                    count += 1
+        return count
+
+    def pause(self) -> None:
+        """See Queue.pause: PAUSED beside the queue, seen by every host; touch(1) does the same."""
+        with self._unavailable("pause", self.beside.path):
+            self.beside.make()
+            self.system.close(
+                self.system.open(self.beside.paused, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            )
+
+    def resume(self) -> None:
+        """See Queue.resume."""
+        with self._unavailable("resume", self.beside.path):
+            self.beside.remove(self.beside.paused)
+
+    def is_paused(self) -> bool:
+        """See Queue.is_paused."""
+        with self._unavailable("look into", self.beside.path):
+            return self.beside.is_listed(self.beside.paused)
+
+    # ---- errors
+
+    def _unavailable(self, doing: str, path: str) -> Worded:
+        return Worded(self.beside, doing, path)
+
+    def _settling(self, doing: str, claim: Claim) -> Worded:
+        return Worded(self.beside, doing, claim.path, at_end=lambda: self.settled(claim))
+
+    def settled(self, claim: Claim) -> None:
+        """See Queue.settled. Again does nothing."""
+        self._close(claim)
+
+    def _close(self, claim: Claim) -> None:
+        if claim.fd >= 0:
+            fd, claim.fd = claim.fd, -1
+            try:
+                self.system.close(fd)
+            except OSError:
+                return  # it was open for reading: there is nothing that could be lost

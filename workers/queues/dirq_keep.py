@@ -1,0 +1,325 @@
+"""
+dirq_keep - the keeper's side of a directory queue: touch, releases, due, sweeping
+
+One bounded round a call of keep(), on a timer. The locks of our workers that have had
+their message for a while are touched, so that no purge takes them for stale; what a dead
+worker had is unlocked, with its crash counted, or goes to errors/; what is due comes back;
+and what others left over is swept, as purge() of the originals does.
+
+Raises: QueueUnavailable; the round is tried again. Keeper only.
+See also: dirq (claim and settle), beside (what is written where), spool_keep.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from workers.board import Q, W, WorkerText
+from workers.dirq.elements import NAME, Lock, time_of
+from workers.errors import QueueRefused, QueueUnavailable
+from workers.queues import dirq_look, names
+from workers.queues.base import Cause, Consumer, Depth, Kept
+from workers.queues.beside import Counts, Hand, decoded
+from workers.queues.lease import note_beat
+from workers.queues.meta import Facts, facts_of_death
+from workers.queues.owners import Death, OwnersKeeper
+from workers.queues.spool_look import META
+
+if TYPE_CHECKING:
+    from workers.queues.dirq import Dirq
+
+log = logging.getLogger(__name__)
+
+TOUCH_S = 5.0  # a lock is touched so often, or four times in the time after which it is stale
+SWEEP_S_MAX = 60.0  # a sweep lists the whole queue
+
+
+class DirqKeeper(OwnersKeeper):
+    """What one keeper does for one queue and one master."""
+
+    def __init__(self, queue: Dirq, consumer: Consumer) -> None:
+        super().__init__(consumer, queue.beside.held, queue.host, queue.system)
+        self._queue = queue
+        self._elements = queue.elements
+        self._beside = queue.beside
+        self._words = self._slot.words
+        self._stale_ns = int(queue.stale_after_s * 1e9)
+        self.half_ns = self._stale_ns // 2  # for so long workers may rely on a good round
+        self._touch_ns = int(min(TOUCH_S, queue.stale_after_s / 4) * 1e9)
+        self.tick_s = min(1.0, queue.stale_after_s / 8)
+        self._touched: dict[str, int] = {}  # by owner, CLOCK_BOOTTIME
+        self._sweep_at_ns = 0
+        self.is_paused = False
+        self.counted = 0  # elements with counts
+
+    # ---- the round
+
+    def open(self) -> None:
+        """See Keeper.open."""
+        self.check()
+        self.keep()
+
+    def check(self) -> None:
+        """Make what lies beside the queue, on its filesystem. Raises QueueRefused."""
+        try:
+            self._beside.make()
+            here, there = (self._system.stat(path).st_dev for path in (self._queue.place, self._beside.path))
+        except OSError as error:
+            raise QueueUnavailable.at("open", error.filename or self._beside.path, error) from error
+        if here != there:
+            raise QueueRefused(
+                f"{self._beside.path}, where a pool keeps its counts, retries and errors, is not on the filesystem of "
+                f"{self._queue.place}: messages are renamed between the two; set state_dir to a directory that is"
+            )
+
+    def keep(self) -> Kept:
+        """See Keeper.keep."""
+        kept = Kept()
+        before_ns = self._system.boottime_ns()
+        self.round(kept)
+        self._words[Q.PAUSED], self._words[Q.COUNTED] = self.is_paused, self.counted
+        # All went well, so locks are touched in time.
+        note_beat(self._words, before_ns, self._system.boottime_ns(), self.half_ns)
+        return kept
+
+    def round(self, kept: Kept) -> None:
+        """All of a round, but that nothing is said to the workers."""
+        try:
+            listing = self._system.listdir(self._beside.path)
+            self._queue.check_same()
+            self.is_paused = "PAUSED" in listing
+            owners = self._owners()
+            self._release_unlisted(owners, kept)
+            self._release_dead_neighbours(owners, kept)
+            self._touch_all()
+            self._move_due(kept)
+            self.counted = len(self._system.listdir(self._beside.counts))
+            now_ns = self._system.boottime_ns()
+            if now_ns >= self._sweep_at_ns:
+                self._sweep(owners, kept)
+                took_ns = self._system.boottime_ns() - now_ns
+                pause_ns = max(min(self._stale_ns // 8, int(SWEEP_S_MAX * 1e9)), 10 * took_ns)
+                self._sweep_at_ns = now_ns + pause_ns
+        except OSError as error:
+            raise QueueUnavailable.at("keep", error.filename or self._queue.place, error) from error
+
+    def _owners(self) -> dict[str, names.Owner]:
+        found = {}
+        for file in self._system.listdir(self._beside.held):
+            if (owner := names.parse_owner(file)) is not None:
+                found[file] = owner
+        return found
+
+    # ---- touching
+
+    def _touch_all(self) -> None:
+        """The locks of our workers, and their records: who has none in hand shows by it that it is there."""
+        board, now_ns = self._consumer.board, self._system.boottime_ns()
+        seen: dict[str, int] = {}
+        for number in board.worker_numbers(self._consumer.queue_slot):
+            worker = board.worker(number)
+            owner = worker.text(WorkerText.OWNER)
+            if not owner:
+                continue
+            seen[owner] = self._touched.get(owner, now_ns)
+            if now_ns - max(seen[owner], worker.words[W.MESSAGE_SINCE_NS]) >= self._touch_ns:
+                seen[owner] = now_ns
+                self._touch(owner)
+        self._touched = seen
+
+    def _touch(self, owner: str) -> None:
+        hand = self._beside.hand_of(owner)
+        if hand is not None and not self._is_in_hand(hand):
+            return  # it has been settled, or lost: a record that looked younger would let it be taken for ours
+        record = os.path.join(self._beside.held, owner)
+        try:
+            # ORDER: the record, then the lock, to the same nanosecond: its holder takes a lock for its own up to the
+            # time of its record. See test_a_lock_is_its_holders_at_every_moment_of_a_touch.
+            self._system.utime(record)
+            if hand is not None:
+                self._elements.touch(hand.name, self._system.lstat(record).st_mtime_ns)
+        except FileNotFoundError:
+            return  # settled meanwhile
+
+    def _is_in_hand(self, hand: Hand) -> bool:
+        """Whether the lock that *hand* speaks of is there, to the nanosecond: another's would be a later one."""
+        found = self._found(hand.name)
+        return found is not None and found.inode == hand.inode and found.at_ns in (hand.at_ns, hand.touched_ns)
+
+    def _found(self, name: str) -> Lock | None:
+        return self._elements.found_lock(name) if NAME.match(name) else None
+
+    # ---- releases
+
+    def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
+        """See Keeper.release_owner."""
+        kept = Kept()
+        try:
+            released = self._release(Death(owner, cause, note), kept)
+        except OSError as error:
+            raise QueueUnavailable.at("release", error.filename or owner, error) from error
+        self._words[Q.REAPED_CRASH_LIMIT] += kept.crash_limit
+        if released and cause != "stopped":
+            self._words[Q.REAPED_OWNER_DEAD] += 1
+        return released
+
+    def _release(self, death: Death, kept: Kept) -> list[str]:
+        if names.parse_owner(death.owner) is None:
+            return []  # nothing, as of a worker that died before it made a record
+        hand = self._beside.hand_of(death.owner)
+        released = []
+        if hand is not None and self._is_in_hand(hand):
+            self._release_one(hand.name, f"{hand.inode}:{hand.at_ns}", death, kept)
+            released.append(hand.name)
+        self._beside.remove(os.path.join(self._beside.held, death.owner))
+        self._unlisted.discard(death.owner)
+        return released
+
+    def _release_one(self, name: str, lock: str, death: Death, kept: Kept) -> None:
+        """Give back the element *name*, locked by *lock*; a release that is tried again counts no second crash."""
+        counts = self._beside.count_of(name)
+        settings, queue = self._queue.settings, self._queue
+        attempts, crashes, reason = counts.attempts, counts.crashes, ""
+        if counts.lock != lock:
+            attempts += death.cause == "timeout"
+            crashes += death.cause in ("died", "unknown")
+        counts = Counts(attempts, crashes, lock)
+        if crashes >= settings.crash_limit:
+            reason = f"its worker died {crashes} times with it in hand"
+        elif death.cause == "timeout" and attempts >= settings.max_attempts:
+            reason = f"failed {attempts} times, the last time by its time limit"
+        if reason:
+            self._to_errors(name, counts, reason, death, kept)
+        elif death.cause == "timeout":
+            due = -int(-(self._elements.filesystem_now_ns() / 1e9 + queue.backoff_s(attempts)) // 1)
+            file = f"{due}.{queue.marked(name, counts)}"
+            self._elements.take_out(name, os.path.join(self._beside.deferred, file))
+        else:
+            if death.cause != "stopped":
+                self._count(name, counts)
+            self._elements.unlock(name)
+
+    def _to_errors(self, name: str, counts: Counts, reason: str, death: Death, kept: Kept) -> None:
+        file = self._queue.marked(name, counts)
+        if not self._elements.take_out(name, os.path.join(self._beside.errors, file)):
+            return
+        self._system.fsync_directory(self._beside.errors)
+        self._beside.forget_count(name)
+        kept.crash_limit += 1
+        facts: Facts = {"attempts": counts.attempts, "crashes": counts.crashes, "reason": reason}
+        facts |= facts_of_death(death, name, time_of(name), self._system.wall_ns() / 1e9)
+        self._queue.write_meta(file, facts | {"queue": self._queue.url})
+
+    def _count(self, name: str, counts: Counts) -> None:
+        """Write counts before their element can be claimed, and tell the workers that there are some."""
+        self._beside.write_count(name, counts)
+        self._words[Q.COUNTED] += 1
+
+    # ---- due, sweeping
+
+    def _move_due(self, kept: Kept) -> None:
+        files = self._system.listdir(self._beside.deferred)
+        if not files:
+            return
+        now_s = self._elements.filesystem_now_ns() / 1e9
+        for file in sorted(files):
+            due = names.parse_due(file)
+            if due is None or due[0] > now_s:
+                continue
+            name = decoded(due[1].name)
+            if not NAME.match(name):
+                continue
+            counts = Counts(due[1].attempts, due[1].crashes)
+            self._count(name, counts)
+            # Counted before it can be seen, so that --until-empty never misses a message between two places.
+            self._words[Q.DUE_MOVES] += 1
+            again = self._elements.put_in(os.path.join(self._beside.deferred, file), name)
+            if again is not None:
+                kept.due += 1
+                if again != name:
+                    self._count(again, counts)
+
+    def _sweep(self, owners: dict[str, names.Owner], kept: Kept) -> None:
+        limit_ns = self._elements.filesystem_now_ns() - self._stale_ns
+        swept = self._elements.sweep(limit_ns, limit_ns)
+        kept.temporary += swept.temporary
+        for name in swept.locks:
+            kept.too_old += 1
+            log.warning("%s: the stale lock of %s is broken", self._queue.url, name)
+            self._count_stale(name, kept)
+        for file in self._system.listdir(self._beside.tmp):
+            self._remove_older(os.path.join(self._beside.tmp, file), limit_ns, kept)
+        for file in self._system.listdir(self._beside.counts):
+            if not NAME.match(decoded(file)) or not self._is_there(self._elements.element_path(decoded(file))):
+                self._remove_older(os.path.join(self._beside.counts, file), limit_ns, kept)
+        for file, owner in owners.items():
+            # Of another host: we cannot ask whether it lives. Its keeper touches what is there.
+            if owner.kernel8 != self._kernel8:
+                self._remove_older(os.path.join(self._beside.held, file), limit_ns, kept)
+        self._prune(kept)
+
+    def _count_stale(self, name: str, kept: Kept) -> None:
+        """Whoever had it is gone, or hangs: that is a crash, as with any other who died with it in hand."""
+        counts = self._beside.count_of(name)
+        counts = Counts(counts.attempts, counts.crashes + 1)
+        self._count(name, counts)
+        if counts.crashes >= self._queue.settings.crash_limit and self._elements.lock(name) is not None:
+            death = Death("", "unknown", "its lock was stale")
+            self._to_errors(name, counts, f"its holder was gone {counts.crashes} times", death, kept)
+
+    def _prune(self, kept: Kept) -> None:
+        keep_s = self._queue.settings.keep_errors_s
+        if keep_s is None:
+            return
+        limit_ns = self._elements.filesystem_now_ns() - int(keep_s * 1e9)
+        files = self._system.listdir(self._beside.errors)
+        known = set(files)
+        for file in files:
+            path = os.path.join(self._beside.errors, file)
+            if file.endswith(META) and file.removesuffix(META) in known:
+                continue  # goes with its message
+            if self._is_older(path, limit_ns):
+                self._remove(path)
+                self._beside.forget(f"{path}{META}")
+                kept.pruned += 1
+
+    def _remove(self, path: str) -> None:
+        """Remove the element at *path*: a file, or a directory of files."""
+        if not self._system.is_directory(path):
+            self._beside.remove(path)
+            return
+        for file in self._system.listdir(path):
+            self._beside.remove(os.path.join(path, file))
+        self._system.rmdir(path)
+
+    def _remove_older(self, path: str, limit_ns: int, kept: Kept) -> None:
+        if self._is_older(path, limit_ns) and not self._system.is_directory(path):
+            self._beside.remove(path)
+            kept.temporary += 1
+
+    def _is_older(self, path: str, limit_ns: int) -> bool:
+        try:
+            return self._system.lstat(path).st_ctime_ns < limit_ns
+        except FileNotFoundError:
+            return False
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            self._system.lstat(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    # ---- leaving
+
+    def depth(self, *, is_exact: bool) -> Depth:  # noqa: ARG002 - it always is
+        """See Keeper.depth."""
+        try:
+            return dirq_look.depth(self._elements, self._beside)
+        except OSError as error:
+            raise QueueUnavailable.at("measure", error.filename or self._queue.place, error) from error
+
+    def leave(self) -> None:
+        """See Keeper.leave: there is nothing of ours but what its workers took with them."""

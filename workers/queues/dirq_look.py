@@ -1,0 +1,92 @@
+"""
+dirq_look - what waits in a directory queue, and what an operator sees of it; reads only
+
+A listing is a picture of a moving thing: an element may be seen in two states, or in
+none, when it moved between two directories that were read.
+
+Raises: OSError.
+See also: dirq (the verbs), spool_look (what lies beside the queue is looked at as there).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from workers.dirq.elements import Elements, time_of
+from workers.queues import spool_look
+from workers.queues.base import STATES, Depth, Listed, Shown, Source, State
+from workers.queues.beside import Beside, decoded
+
+
+class Waiting(Source):
+    """The elements without a lock, directory by directory: in the format's own order."""
+
+    def __init__(self, elements: Elements[Any]) -> None:
+        self._elements = elements
+
+    def names(self, odd: set[str], _ignored: set[str]) -> Generator[str]:
+        """See Source.names. The format knows its own; what else is there is nobody's business."""
+        for directory in self._elements.directories():
+            yield from self._elements.waiting(directory, odd)
+
+    def is_message(self, name: str, _odd: set[str]) -> bool:
+        """See Source.is_message."""
+        return self._elements.found_lock(name) is None
+
+    @staticmethod
+    def key(name: str) -> str:
+        """See Source.key."""
+        return name
+
+
+def _told(elements: Elements[Any]) -> Iterator[tuple[str, bool]]:
+    """Each element, and whether it waits; of a Queue it takes a look at each."""
+    for directory in elements.directories():
+        waiting = set(elements.waiting(directory, set()))
+        for name in elements.names(directory):
+            yield name, name in waiting and (elements.lists_locks or elements.found_lock(name) is None)
+
+
+def depth(elements: Elements[Any], beside: Beside) -> Depth:
+    """Count by state: one pass over each directory. Of a lock nobody can say whose it is: its element is claimed."""
+    now_s = elements.system.wall_ns() / 1e9
+    counts, oldest = {"waiting": 0, "claimed": 0}, {"waiting": now_s, "claimed": now_s}
+    for name, is_waiting in _told(elements):
+        state = "waiting" if is_waiting else "claimed"
+        counts[state] += 1
+        oldest[state] = min(oldest[state], time_of(name))
+    ages = {state: min(max(now_s - first_s, 0.0), spool_look.AGE_S_MAX) for state, first_s in oldest.items()}
+    for state in ("deferred", "errors"):
+        counts[state], age = 0, spool_look.Ages(beside)
+        with contextlib.suppress(FileNotFoundError):  # nobody has had to keep anything there
+            for place, file, name in spool_look.kept_files(beside, state):
+                counts[state] += 1
+                age.add(place, file, name)
+        ages[state] = age.age_s()
+    return Depth(counts["waiting"], counts["claimed"], counts["deferred"], counts["errors"], oldest_s=ages)
+
+
+def listed(elements: Elements[Any], beside: Beside, state: State | None = None) -> Iterator[Listed]:
+    """Each message of *state*, or of all, sorted by name within a state."""
+    for one in (state,) if state else STATES:
+        yield from sorted(_lines(elements, beside, one), key=lambda line: line.name)
+
+
+def _lines(elements: Elements[Any], beside: Beside, state: State) -> Iterator[Listed]:
+    if state in ("waiting", "claimed"):
+        for name, is_waiting in _told(elements):
+            if is_waiting == (state == "waiting"):
+                counts = beside.count_of(name)
+                yield Listed(name, state, elements.element_path(name), counts.attempts + 1, counts.crashes)
+    elif state != "done":
+        with contextlib.suppress(FileNotFoundError):
+            for line in spool_look.lines(beside, state):
+                yield replace(line, name=decoded(line.name))
+
+
+def show(beside: Beside, lines: Iterable[Listed]) -> list[Shown]:
+    """Everything known of each of *lines* that is still there; a message is as old as its name."""
+    return [replace(found, enqueued_at=time_of(found.listed.name)) for found in spool_look.shown(beside, lines)]
