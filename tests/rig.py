@@ -32,7 +32,7 @@ from workers.system import System
 
 TRACED = (
     "rename", "link", "unlink", "mkdir", "rmdir", "listdir", "open", "close", "read", "write", "fstat", "lstat",
-    "fsync", "syncfs", "scandir", "rename_noreplace",
+    "fsync", "syncfs", "scandir", "rename_noreplace", "utime", "pwrite", "chmod",
 )  # fmt: skip
 SETTINGS = Settings(lease_interval_s=1.0, lease_timeout_s=4.0, stale_after_s=100.0, create=True, retry_backoff_s=0.0)
 LOOKS = 5  # ceil(4 / 1) + 1
@@ -63,11 +63,18 @@ class World:
         self._probe.touch()
         return self._probe.stat().st_ctime_ns
 
+    def _moved(self, real_ns: int) -> int:
+        return real_ns + sum(by_ns for from_ns, by_ns in self._moves if real_ns >= from_ns)
+
+    def real(self, shown_ns: int) -> int:
+        """What the filesystem is to be told, so that *shown_ns* is shown; for times since the last move."""
+        return shown_ns - self.moved_ns
+
     def shown(self, real: os.stat_result) -> os.stat_result:
-        """*real* with its ctime on the moved clock."""
-        moved_ns = sum(by_ns for from_ns, by_ns in self._moves if real.st_ctime_ns >= from_ns)
-        times = {"st_mtime_ns": real.st_mtime_ns, "st_ctime_ns": real.st_ctime_ns + moved_ns}
-        times |= {"st_mtime": real.st_mtime, "st_ctime": times["st_ctime_ns"] / 1e9}
+        """*real* with its times on the moved clock."""
+        mtime_ns, ctime_ns = self._moved(real.st_mtime_ns), self._moved(real.st_ctime_ns)
+        times = {"st_mtime_ns": mtime_ns, "st_ctime_ns": ctime_ns}
+        times |= {"st_mtime": mtime_ns / 1e9, "st_ctime": ctime_ns / 1e9}
         return os.stat_result(tuple(real)[:10], times)
 
 
@@ -111,7 +118,7 @@ class FakeSystem(System):
             # A descriptor is closed even when close(2) reports an error.
             if is_failing and not (self._is_reply_lost or name == "close"):
                 self._raise(name, arguments)
-            found = real(*arguments, **more)
+            found = real(*(self._told(arguments) if name == "utime" else arguments), **more)
             if name in ("fstat", "lstat"):
                 found = self.world.shown(found)
             if is_failing:
@@ -137,6 +144,11 @@ class FakeSystem(System):
 
     def getpid(self) -> int:  # type: ignore[override]
         return self.pid
+
+    def _told(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """*arguments* of a call of utime, on the filesystem's own clock."""
+        path, *times = arguments
+        return (path, tuple(map(self.world.real, times[0]))) if times and times[0] else arguments
 
     def sleep(self, seconds: float) -> None:  # type: ignore[override]
         self.world.moved_ns += int(seconds * 1e9)

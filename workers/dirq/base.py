@@ -18,13 +18,15 @@ See also: elements (the engine), simple, queue, queue_set, queue_null.
 from __future__ import annotations
 
 import copy
+import errno
+import os
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Self
 
-from workers.dirq.elements import Elements, Lock
+from workers.dirq.elements import OPEN_BODY, Elements, Lock, check_name, is_regular
 from workers.dirq.errors import QueueLockError
-from workers.dirq.told import TOLD, Told
+from workers.dirq.told import TOLD, Told, worded
 from workers.system import SYSTEM, System
 
 LOCKS_MIN = 1024  # remembered before it is looked which of them are over
@@ -108,7 +110,8 @@ class QueueBase:
             elts.extend(self.elements.names(self.dirs.popleft()))
         return elts.popleft() if elts else ""
 
-    __next__ = next
+    def __next__(self) -> str:
+        return self.next()
 
     def _reset(self) -> None:
         self.dirs = deque(self.elements.directories())
@@ -120,11 +123,20 @@ class QueueBase:
         new.dirs, new.elts = deque(), deque()
         return new
 
+    def count(self) -> int:
+        """Return the number of elements, locked or not. Raises OSError."""
+        return self.elements.count()
+
     # ---- one element
 
     def touch(self, ename: str) -> None:
         """Show that the element is still worked on: its lock ages from now on. Raises QueueError, OSError."""
-        raise NotImplementedError
+        check_name(ename)
+        elements, lock = self.elements, self._locks.get(ename)
+        is_held = lock is not None and elements.is_held(lock)
+        elements.touch(ename)
+        if is_held and (found := elements.found_lock(ename)) is not None:
+            self._locks[ename] = found
 
     def _lock(self, name: str) -> bool:
         """Lock and remember it; False when another has it or it is gone."""
@@ -136,13 +148,49 @@ class QueueBase:
         self._locks[name] = lock
         return True
 
+    def _unlock(self, name: str) -> bool:
+        """Unlock and forget it; False when it was not locked. Raises QueueLockError as _is_ours does."""
+        is_ours = name not in self._locks or self._is_ours(name, "unlock")
+        self._locks.pop(name, None)
+        return is_ours and self.elements.unlock(name)
+
     def _forget_ended(self) -> None:
         """Let go of those that others have ended: a child process, or who broke them."""
         self._locks = {name: lock for name, lock in self._locks.items() if self.elements.is_held(lock)}
         self._locks_max = max(LOCKS_MIN, 2 * len(self._locks))
 
-    def _refuse(self, name: str, what: str) -> QueueLockError:
-        return QueueLockError(f"cannot {what} {name}: its lock was broken and another has it now")
+    def _is_ours(self, name: str, what: str) -> bool:
+        """
+        Whether the element is locked, by this object where it remembers that. One lstat.
+
+        Raises QueueLockError when this object had locked it and another has it now.
+        """
+        elements, lock = self.elements, self._locks.get(name)
+        if lock is None:
+            return elements.found_lock(name) is not None
+        if elements.is_held(lock):
+            return True
+        if elements.found_lock(name) is None:
+            return False
+        raise QueueLockError(f"cannot {what} {name}: its lock was broken, and another has it now")
+
+    def _read(self, path: str) -> tuple[bytes, os.stat_result]:
+        """What is in the file *path*, and its fstat. Raises OSError: EINVAL when it is no regular file."""
+        system = self.elements.system
+        fd = system.open(path, OPEN_BODY)
+        try:
+            found = system.fstat(fd)
+            if not is_regular(found):
+                raise worded(OSError(errno.EINVAL, "is no regular file"), "read", path)
+            data = system.read(fd, found.st_size + 1)
+            if len(data) != found.st_size:
+                parts = [data]
+                while part := system.read(fd, 1 << 20):
+                    parts.append(part)
+                data = b"".join(parts)
+            return data, found
+        finally:
+            system.close(fd)
 
     def _sweep(self, maxtemp: float, maxlock: float) -> None:
         now_ns = self.elements.filesystem_now_ns()

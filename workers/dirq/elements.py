@@ -13,6 +13,7 @@ old or older, so who took it afterwards has a later one.
 
 Raises: OSError; QueueError for a name that is none.
 Limits: who touches an element that another holds makes the holder's lock look like a later one (is_held).
+Long because: the contract of the two engines stands here once, with what they share.
 Source: Directory::Queue, the formats of its Simple and Normal kind.
 See also: simple_elements, schema_elements (the two engines), base (the published API).
 """
@@ -20,6 +21,7 @@ See also: simple_elements, schema_elements (the two engines), base (the publishe
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import os
 import re
@@ -27,7 +29,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 from workers.dirq.errors import QueueError
 from workers.system import SYSTEM, System
@@ -167,6 +169,9 @@ class Elements(ABC, Generic[Data]):
         self.__dict__.update(state)
         self._names = names_of(self.system)
 
+    def __deepcopy__(self, _memo: object) -> Self:
+        return copy.copy(self)  # on the same system
+
     # ---- the queue
 
     def make(self) -> None:
@@ -239,6 +244,10 @@ class Elements(ABC, Generic[Data]):
     @abstractmethod
     def body_path(self, name: str) -> str:
         """The file that the holder of the lock reads."""
+
+    def body_in(self, path: str) -> str:
+        """The body of an element that lies at *path*, wherever that is."""
+        return path
 
     @abstractmethod
     def lock(self, name: str) -> Lock | None:

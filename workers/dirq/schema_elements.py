@@ -175,6 +175,10 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         """See Elements.body_path."""
         return f"{self.path}/{name}/{self.body}"
 
+    def body_in(self, path: str) -> str:
+        """See Elements.body_in."""
+        return f"{path}/{self.body}"
+
     def lock(self, name: str) -> Lock | None:
         """See Elements.lock: mkdir, lstat."""
         system = self.system

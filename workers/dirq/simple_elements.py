@@ -11,6 +11,7 @@ an element, which a sweep takes away.
 
 Limits: a lock that is found young after it was set aside is put back; who locks in between
 makes a second holder, of which only one can remove.
+Long because: each of the verbs has several calls, and what a peer may do between them is told there.
 Source: Directory::Queue::Simple, the format.
 See also: elements (the verbs), simple (the published API).
 """

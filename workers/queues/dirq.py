@@ -61,7 +61,7 @@ class Dirq(Locking):
 
     def __init__(
         self,
-        protocol: str,
+        url: str,
         elements: Elements[Any],
         encode: Callable[[bytes], object],
         settings: Settings | None = None,
@@ -70,18 +70,18 @@ class Dirq(Locking):
         host: str = "localhost",
     ) -> None:
         """*encode* makes what ``elements.add`` takes of a body; it raises NotSupported when that cannot be one."""
-        self.protocol = protocol
+        self.url = url
+        self.protocol = url.partition(":")[0]
         self.settings = settings or Settings()
         if self.settings.keep_done_s is not None:
             self.needs(Capability.KEEP_DONE, "keep_done")
         for option in ("lease_interval", "lease_timeout"):
             if getattr(self.settings, f"{option}_s") is not None:
-                raise NotSupported(f"{option} is not possible: a {protocol} queue has no leases; see stale_after")
+                raise NotSupported(f"{option} is not possible: a {self.protocol} queue has no leases; see stale_after")
         self.elements = elements
         self.system = system
         self.host = names.check_host(host)
         self.place = self.identity = elements.path
-        self.url = f"{protocol}:{elements.path}"
         self.beside = Beside(elements.path, self.settings.state_dir, system)
         self.tokens = names.Tokens(system)
         self.stale_after_s = self.settings.stale_after_s or STALE_AFTER_S
@@ -351,7 +351,8 @@ class Dirq(Locking):
 
     def show(self, name: str) -> Sequence[Shown]:
         """See Queue.show."""
-        return dirq_look.show(self.beside, (line for line in self.list() if line.name == name))
+        with self._unavailable("show", self.place):
+            return dirq_look.show(self.elements, self.beside, name)
 
     def requeue(self, name: str) -> int:
         """See Queue.requeue: it comes back under its own name."""

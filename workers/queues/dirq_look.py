@@ -11,7 +11,7 @@ See also: dirq (the verbs), spool_look (what lies beside the queue is looked at 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -77,16 +77,35 @@ def listed(elements: Elements[Any], beside: Beside, state: State | None = None) 
 
 def _lines(elements: Elements[Any], beside: Beside, state: State) -> Iterator[Listed]:
     if state in ("waiting", "claimed"):
+        holders = _holders(beside) if state == "claimed" else {}
         for name, is_waiting in _told(elements):
             if is_waiting == (state == "waiting"):
-                counts = beside.count_of(name)
-                yield Listed(name, state, elements.element_path(name), counts.attempts + 1, counts.crashes)
+                path, counts = elements.element_path(name), beside.count_of(name)
+                yield Listed(name, state, path, counts.attempts + 1, counts.crashes, holders.get(name))
     elif state != "done":
         with contextlib.suppress(FileNotFoundError):
             for line in spool_look.lines(beside, state):
                 yield replace(line, name=decoded(line.name))
 
 
-def show(beside: Beside, lines: Iterable[Listed]) -> list[Shown]:
-    """Everything known of each of *lines* that is still there; a message is as old as its name."""
-    return [replace(found, enqueued_at=time_of(found.listed.name)) for found in spool_look.shown(beside, lines)]
+def _holders(beside: Beside) -> dict[str, str]:
+    """Which of our workers say that they have an element in hand. A peer's lock names nobody."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError):
+        for owner in beside.system.listdir(beside.held):
+            hand = beside.hand_of(owner)
+            if hand is not None:
+                found[hand.name] = owner
+    return found
+
+
+def show(elements: Elements[Any], beside: Beside, name: str) -> list[Shown]:
+    """Everything known of the messages called *name*; one is as old as its name says."""
+    found = []
+    for one in spool_look.shown(beside, (line for line in listed(elements, beside) if line.name == name)):
+        try:
+            size = beside.system.lstat(elements.body_in(one.listed.path)).st_size
+        except FileNotFoundError:
+            size = 0
+        found.append(replace(one, size=size, enqueued_at=time_of(name)))
+    return found

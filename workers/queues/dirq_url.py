@@ -39,6 +39,7 @@ def open_dirq(protocol: str, rest: str, settings: Settings, *, system: System, h
     """The queue that PROTOCOL:REST names: PATH, or PATH?KEY=VALUE&KEY=VALUE. Raises QueueRefused, QueueMissing."""
     path, _, query = rest.partition("?")
     path = os.path.abspath(path)
+    url = f"{protocol}:{path}{'?' + query if query else ''}"
     options = {}
     for pair in filter(None, query.split("&")):
         key, _, value = pair.partition("=")
@@ -60,7 +61,7 @@ def open_dirq(protocol: str, rest: str, settings: Settings, *, system: System, h
             encode = functools.partial(_as_parts, check_schema(schema), key)
     except (ValueError, QueueError) as error:
         raise QueueRefused(f"{protocol}:{rest}: {error}") from error
-    return Dirq(protocol, elements, encode, settings, system=system, host=host)
+    return Dirq(url, elements, encode, settings, system=system, host=host)
 
 
 def _as_parts(parts: Mapping[str, Part], key: str, body: bytes) -> dict[str, bytes]:
