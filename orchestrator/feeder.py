@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from orchestrator.child import ignore
 from orchestrator.config import QueueConfig
-from orchestrator.watch import Watcher
+from orchestrator.watch import TreeWatcher, Watcher
 from workers.board import Board
 from workers.errors import OrchestratorError
 from workers.queues.base import Claimable
@@ -61,18 +61,19 @@ def feed(orders: Orders) -> int:
             SYSTEM.sleep(TROUBLE_S_MAX)
     if queue is not None:
         reader, writer = orders.feed
-        directory = queue.watch_directory()
+        source, directory = queue.source(), queue.watch_directory()
         if directory is None:
             log.info("arrivals in %s make no event here: polling", queue.url)
+        watcher = TreeWatcher if source.is_tree else Watcher
         feeding = Feeding(
             url=queue.url,
-            source=queue.source(),
+            source=source,
             order=queue.settings.order,
             board=orders.board,
             queue_slot=orders.slot,
             reader=reader,
             writer=writer,
-            watch=lambda: None if directory is None else Watcher.on(directory),
+            watch=lambda: None if directory is None else watcher.on(directory),
             is_network=queue.network is not None,
         )
         Feeder(feeding, SYSTEM).run(is_over)

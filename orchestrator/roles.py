@@ -114,7 +114,8 @@ def _waiter(queue: Queue, consumer: Consumer) -> Wait:
     if consumer.feed >= 0:
         return _at_the_pipe(consumer.feed, words)
     directory = queue.watch_directory()
-    watcher = Watcher.on(directory) if directory is not None else None
+    is_tree = isinstance(queue, Claimable) and queue.source().is_tree
+    watcher = Watcher.on(directory) if directory is not None and not is_tree else None
     words[Q.WATCH] = 2 if watcher is None else 1
     return polling(queue) if watcher is None else watcher.wait
 

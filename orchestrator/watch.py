@@ -32,6 +32,7 @@ from workers.system import SYSTEM, System
 log = logging.getLogger(__name__)
 
 EVENTS_SIZE = 65536  # read at once: a thousand names and more
+NEWEST = 8  # directories of a tree that are watched
 
 
 class Watcher:
@@ -57,19 +58,17 @@ class Watcher:
         if inotify_simple is None:
             log.info("inotify is not available: polling %s", where)
             return None
-        flags = inotify_simple.flags
-        mask = flags.MOVED_TO | flags.CREATE | flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR
         inotify = None
         try:
             inotify = inotify_simple.INotify(nonblocking=True)
-            inotify.add_watch(directory, mask)
+            inotify.add_watch(directory, _mask())
+            return cls(directory, inotify)
         except OSError as error:
             if inotify is not None:
                 inotify.close()
             advice = _ADVICE.get(error.errno or 0, "")
             log.warning("cannot watch %s by inotify: %s%s; polling", where, error.strerror or error, advice)
             return None
-        return cls(directory, inotify)
 
     @property
     def is_polling(self) -> bool:
@@ -108,8 +107,10 @@ class Watcher:
             events = inotify_simple.parse_events(os.read(self._inotify.fd, EVENTS_SIZE))
         except BlockingIOError:
             return []
-        if not self._is_whole(events):
-            return None
+        return self._names(events) if self._is_whole(events) else None
+
+    def _names(self, events: list[inotify_simple.Event]) -> list[str] | None:
+        """The names that came; None when some may have come that no event tells of."""
         return [event.name for event in events if event.name]
 
     def close(self) -> None:
@@ -132,6 +133,56 @@ class Watcher:
             log.warning("%s was moved or removed: polling", shown(self.directory))
             self.close()
         return not happened & (self._gone | inotify_simple.flags.Q_OVERFLOW)
+
+
+class TreeWatcher(Watcher):
+    """
+    The watch of a directory whose messages lie one level deeper: those in the newest of its directories are seen.
+
+    An arrival is DIRECTORY/NAME. What comes into an older directory is seen by whoever looks from time to time.
+    """
+
+    def __init__(self, directory: str, inotify: inotify_simple.INotify) -> None:
+        super().__init__(directory, inotify)
+        self._top = inotify.add_watch(directory, _mask())  # again: the number that it has already
+        self._below: dict[int, str] = {}  # directories by their watches, the newest last
+        for name in sorted(os.listdir(directory))[-NEWEST:]:
+            self._watch(name)
+
+    def _watch(self, name: str) -> None:
+        try:
+            number = self._inotify.add_watch(os.path.join(self.directory, name), _mask())
+        except (FileNotFoundError, NotADirectoryError):  # it is gone again, or is none
+            return
+        self._below[number] = name
+        while len(self._below) > NEWEST:
+            oldest = next(iter(self._below))
+            self._inotify.rm_watch(oldest)
+            del self._below[oldest]
+
+    def _is_whole(self, events: list[inotify_simple.Event]) -> bool:
+        # That a directory below has gone is what directories there do.
+        return super()._is_whole([event for event in events if not self._is_of_gone(event)])
+
+    def _is_of_gone(self, event: inotify_simple.Event) -> bool:
+        if event.wd == self._top or not event.mask & self._gone:
+            return False
+        if event.mask & inotify_simple.flags.IGNORED:
+            self._below.pop(event.wd, None)
+        return True
+
+    def _names(self, events: list[inotify_simple.Event]) -> list[str] | None:
+        fresh = {event.name for event in events if event.name and event.wd == self._top}
+        for name in fresh:
+            self._watch(name)
+        if not fresh.isdisjoint(self._below.values()):
+            return None  # a message may have come there before it was watched
+        return [f"{self._below[event.wd]}/{event.name}" for event in events if event.name and event.wd in self._below]
+
+
+def _mask() -> int:
+    flags = inotify_simple.flags
+    return int(flags.MOVED_TO | flags.CREATE | flags.DELETE_SELF | flags.MOVE_SELF | flags.ONLYDIR)
 
 
 _ADVICE = {

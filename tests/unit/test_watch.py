@@ -14,7 +14,7 @@ import inotify_simple
 import pytest
 
 from orchestrator import watch
-from orchestrator.watch import Watcher
+from orchestrator.watch import TreeWatcher, Watcher
 from workers.system import System
 
 LONG_S = 30.0  # never waited for: an event comes first
@@ -184,3 +184,60 @@ def test_arrivals_of_a_directory_that_went_away_are_none_from_then_on(watcher: W
     assert watcher.arrivals(LONG_S) is None
     assert watcher.is_polling
     assert watcher.arrivals(LONG_S) is None
+
+
+# ---- a tree
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[tuple[TreeWatcher, Path]]:
+    for name in ("00000000", "00000001"):
+        (tmp_path / "queue" / name).mkdir(parents=True)
+    (tmp_path / "queue" / "a file").touch()
+    made = TreeWatcher.on(str(tmp_path / "queue"))
+    assert isinstance(made, TreeWatcher)
+    yield made, tmp_path / "queue"
+    made.close()
+
+
+def test_arrivals_in_a_tree_are_named_with_their_directory(tree: tuple[TreeWatcher, Path]) -> None:
+    watcher, queue = tree
+    (queue / "00000000" / "a").touch()
+    (queue / "00000001" / "b").mkdir()
+    assert watcher.arrivals(LONG_S) == ["00000000/a", "00000001/b"]
+    assert watcher.arrivals(0) == []
+
+
+def test_a_new_directory_of_a_tree_is_watched_and_calls_for_a_look(tree: tuple[TreeWatcher, Path]) -> None:
+    watcher, queue = tree
+    (queue / "00000002").mkdir()
+    assert watcher.arrivals(LONG_S) is None
+    (queue / "00000002" / "c").touch()
+    assert watcher.arrivals(LONG_S) == ["00000002/c"]
+    assert not watcher.is_polling
+
+
+def test_a_directory_that_leaves_a_tree_ends_no_watch(tree: tuple[TreeWatcher, Path]) -> None:
+    watcher, queue = tree
+    (queue / "00000000").rmdir()
+    assert watcher.arrivals(LONG_S) == []
+    (queue / "00000001" / "b").touch()
+    assert watcher.arrivals(LONG_S) == ["00000001/b"]
+
+
+def test_a_tree_that_goes_away_is_polled_from_then_on(tree: tuple[TreeWatcher, Path]) -> None:
+    watcher, queue = tree
+    queue.rename(queue.with_name("elsewhere"))
+    assert watcher.arrivals(LONG_S) is None
+    assert watcher.is_polling
+
+
+def test_only_the_newest_directories_of_a_tree_are_watched(tree: tuple[TreeWatcher, Path]) -> None:
+    watcher, queue = tree
+    for number in range(2, 2 + watch.NEWEST):
+        (queue / f"{number:08x}").mkdir()
+        assert watcher.arrivals(LONG_S) is None
+    watcher.arrivals(0)
+    (queue / "00000000" / "old").touch()
+    (queue / f"{1 + watch.NEWEST:08x}" / "new").touch()
+    assert watcher.arrivals(LONG_S) == [f"{1 + watch.NEWEST:08x}/new"]

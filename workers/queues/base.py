@@ -317,7 +317,13 @@ class Keeper(ABC):
 
 
 class Source(ABC):
-    """Where the names of waiting messages are read from. A name that was read is a hint, never a claim."""
+    """
+    Where the names of waiting messages are read from. A name that was read is a hint, never a claim.
+
+    *is_tree*: they lie in directories below the one that is watched for arrivals, and are called DIRECTORY/NAME.
+    """
+
+    is_tree = False
 
     @abstractmethod
     def names(self, odd: set[str], ignored: set[str]) -> Generator[str]:

@@ -339,6 +339,10 @@ class Dirq(Locking):
         """See Claimable.source."""
         return Waiting(self.elements)
 
+    def watch_directory(self) -> str | None:
+        """See Queue.watch_directory."""
+        return None if self.network else self.place
+
     def depth(self) -> Depth:
         """See Queue.depth."""
         with self._unavailable("measure", self.place):

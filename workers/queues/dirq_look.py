@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
-from workers.dirq.elements import Elements, time_of
+from workers.dirq.elements import NAME, Elements, time_of
 from workers.queues import spool_look
 from workers.queues.base import STATES, Depth, Listed, Shown, Source, State
 from workers.queues.beside import Beside, decoded
@@ -23,6 +23,8 @@ from workers.queues.beside import Beside, decoded
 
 class Waiting(Source):
     """The elements without a lock, directory by directory: in the format's own order."""
+
+    is_tree = True
 
     def __init__(self, elements: Elements[Any]) -> None:
         self._elements = elements
@@ -34,7 +36,7 @@ class Waiting(Source):
 
     def is_message(self, name: str, _odd: set[str]) -> bool:
         """See Source.is_message."""
-        return self._elements.found_lock(name) is None
+        return NAME.match(name) is not None and self._elements.found_lock(name) is None
 
     @staticmethod
     def key(name: str) -> str:
