@@ -110,7 +110,7 @@ def _reader(tmp_path: Path) -> Iterator[Reader]:
 
 def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
     """In one go, for each block stands on those before it."""
-    first, shell, produce, operate = scripts()
+    first, shell, produce, others, drop_in, operate = scripts()
 
     said = reader.type(first)
     packed = reader.place / "packed"
@@ -126,6 +126,11 @@ def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
     errors = [path for path in (reader.place / "pages" / "errors").iterdir() if path.suffix != ".meta"]
     assert [path.read_bytes() for path in errors] == [b""], "of all pages the empty one was rejected"
     assert said.splitlines()[-1].startswith("errors "), said
+
+    said = reader.type(others)
+    assert "from any program\n" in said, said
+    assert said.splitlines()[-1] == "0", "the pool has removed what it handled"
+    assert reader.type(drop_in).splitlines() == ["b'hello'"]
 
     said = reader.type(operate)
     for words in ("pool site on", "3 workers wanted", "pages is paused", "the page is empty", "requeued", "has ended"):
