@@ -24,9 +24,10 @@ import os
 from dataclasses import dataclass
 
 from workers.errors import QueueRefused
-from workers.queues.directory import Directory
+from workers.queues.directory import Directory, is_regular
 from workers.system import System
 
+NO_RECORD = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO})  # nothing, a symbolic link, a socket
 HAND_SIZE = 128  # bytes of held/OWNER: written as a whole, so a shorter line leaves nothing of a longer one
 
 
@@ -43,9 +44,10 @@ class Hand:
     at_ns: int
     touched_ns: int = 0
 
-    def line(self) -> bytes:
-        """As the record has it."""
-        return f"{self.name} {self.inode} {self.at_ns}".encode().ljust(HAND_SIZE - 1) + b"\n"
+
+def line_of(name: str, inode: int, at_ns: int) -> bytes:
+    """What stands in held/OWNER, see Hand; HAND_SIZE bytes."""
+    return f"{name} {inode} {at_ns:<{HAND_SIZE - 1}}"[: HAND_SIZE - 1].encode() + b"\n"
 
 
 EMPTY = b"\n".rjust(HAND_SIZE)
@@ -89,14 +91,7 @@ class Beside(Directory):
 
     def count_of(self, name: str) -> Counts:
         """The counts of the element *name*; zeros where there are none, or what is there is no such record."""
-        try:
-            fd = self.system.open(self._count_path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return Counts()
-        try:
-            words = self.system.read(fd, HAND_SIZE).decode("ascii", "replace").split(" ")
-        finally:
-            self.system.close(fd)
+        words = self._record(self._count_path(name))[0].split(" ")
         if len(words) == 3 and words[0].isdecimal() and words[1].isdecimal():
             return Counts(min(int(words[0][:9]), 9999), min(int(words[1][:9]), 9999), words[2].strip())
         return Counts()
@@ -123,20 +118,27 @@ class Beside(Directory):
 
     def hand_of(self, owner: str) -> Hand | None:
         """What held/OWNER says; None for nothing, or for what is no such record. Raises OSError."""
-        try:
-            fd = self.system.open(
-                os.path.join(self.held, owner), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            )
-        except FileNotFoundError:
-            return None
-        try:
-            touched_ns = self.system.fstat(fd).st_mtime_ns
-            words = self.system.read(fd, HAND_SIZE).decode("ascii", "replace").split()
-        finally:
-            self.system.close(fd)
+        line, touched_ns = self._record(os.path.join(self.held, owner))
+        words = line.split()
         if len(words) != 3 or not (words[1].isdecimal() and words[2].isdecimal()):
             return None
         return Hand(words[0], int(words[1]), int(words[2]), touched_ns)
+
+    def _record(self, path: str) -> tuple[str, int]:
+        """The beginning of the file *path*, and its mtime; "" and 0 for what is none. Raises OSError."""
+        try:
+            fd = self.system.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in NO_RECORD:
+                return "", 0
+            raise
+        try:
+            found = self.system.fstat(fd)
+            if not is_regular(found):
+                return "", 0
+            return self.system.read(fd, HAND_SIZE).decode("ascii", "replace"), found.st_mtime_ns
+        finally:
+            self.system.close(fd)
 
 
 def encoded(name: str) -> str:

@@ -20,6 +20,7 @@ See also: workers.dirq (the formats), beside, dirq_keep (the keeper's side), spo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -35,7 +36,7 @@ from workers.errors import ClaimLost, NotSupported, QueueMissing
 from workers.message import Body, Claim
 from workers.queues import dirq_look, names
 from workers.queues.base import Capability, Consumer, Depth, Listed, Queue, Settings, Shown, State
-from workers.queues.beside import EMPTY, Beside, Counts, Hand, encoded
+from workers.queues.beside import EMPTY, Beside, Counts, encoded, line_of
 from workers.queues.directory import Worded, is_regular
 from workers.queues.dirq_keep import DirqKeeper
 from workers.queues.dirq_look import Waiting
@@ -149,7 +150,12 @@ class Dirq(Locking):
             self._slot.words[W.CONFLICTS] += 1
             return None
         lock, fd, seen = found
-        claim = self._claimed(lock)
+        try:
+            claim = self._claimed(lock)
+        except OSError:
+            self.system.close(fd)
+            self._unlock_again(lock)
+            raise
         claim.fd, claim.size = fd, seen.st_size
         if not is_regular(seen):
             claim.trouble = "this is no regular file (a directory, fifo, socket, symbolic link or device)"
@@ -157,7 +163,11 @@ class Dirq(Locking):
 
     def _claim_in_trouble(self, name: str, error: OSError) -> LockedClaim | None:
         if isinstance(error, UnreadableError):
-            claim = self._claimed(error.lock)
+            try:
+                claim = self._claimed(error.lock)
+            except OSError:
+                self._unlock_again(error.lock)
+                raise
             claim.trouble = f"its data cannot be read: {error.strerror}"
             return claim
         if error.errno not in STUCK:
@@ -168,13 +178,19 @@ class Dirq(Locking):
         return None
 
     def _claimed(self, lock: Lock) -> LockedClaim:
-        self.system.pwrite(self._hand, Hand(lock.name, lock.inode, lock.at_ns).line(), 0)
-        claim = LockedClaim(lock.name, self.elements.body_path(lock.name), lock=lock, member=self.member)
-        claim.claimed_ns, claim.claimed_at, claim.modified_at = lock.since_ns, lock.at_ns / 1e9, time_of(lock.name)
+        name = lock.name
+        self.system.pwrite(self._hand, line_of(name, lock.inode, lock.at_ns), 0)
+        # By place, in the order of Claim: this is done for every message.
+        claim = LockedClaim(name, self.elements.body_path(name), 1, 0, time_of(name), lock.since_ns)
+        claim.claimed_at, claim.lock, claim.member = lock.at_ns / 1e9, lock, self.member
         if self._words[COUNTED] or self.network is not None:
-            counts = self.beside.count_of(lock.name)
+            counts = self.beside.count_of(name)
             claim.attempt, claim.crashes = counts.attempts + 1, counts.crashes
         return claim
+
+    def _unlock_again(self, lock: Lock) -> None:
+        with contextlib.suppress(OSError):  # it is stale one day
+            self.elements.unlock(lock.name)
 
     def take_record(self, owner: str) -> None:
         """See Locking.take_record."""
@@ -302,7 +318,7 @@ class Dirq(Locking):
         else:
             assert isinstance(claim, LockedClaim)  # noqa: S101 - of this queue's claim()
             claim.lock = again
-            self.system.pwrite(self._hand, Hand(again.name, again.inode, again.at_ns).line(), 0)
+            self.system.pwrite(self._hand, line_of(again.name, again.inode, again.at_ns), 0)
 
     def _lost(self, claim: Claim) -> None:
         self.check_same()  # a lost mount answers ENOENT to everything

@@ -101,5 +101,6 @@ class Locking(Claimable):
     def detach(self) -> None:
         """See Queue.detach."""
         self.leave_record()
+        self._lapses = -1
         if self._consumer is not None:
             self._slot.set_text(WorkerText.OWNER, "")
