@@ -25,7 +25,7 @@ from typing import cast
 from orchestrator.bench import pool
 from orchestrator.bench.bare import Bare
 from orchestrator.bench.crew import MARKS
-from orchestrator.bench.ours import Library, fill
+from orchestrator.bench.ours import Library, fill, queue_of
 from orchestrator.bench.peers import installed
 from orchestrator.bench.subject import Load, Subject, Verb
 from workers.queues.base import Order
@@ -88,7 +88,8 @@ def _of_pool(strace: str, place: Path, load: Load) -> dict[str, float]:
         short = replace(load, messages=messages)
         fill(own, short, 1)
         table = own / "table"
-        if not _quietly(strace, "-f", "-c", "-U", "name,calls", "-o", str(table), *pool.command(own, short, 1)):
+        pool_of_one = pool.command(queue_of(own), own, short, 1)
+        if not _quietly(strace, "-f", "-c", "-U", "name,calls", "-o", str(table), *pool_of_one):
             return {}
         found = re.findall(r"(?m)^\s*(\w+)\s+(\d+)\s*$", table.read_text())
         totals.append(Counter({name: int(count) for name, count in found if name != "total"}))

@@ -20,6 +20,10 @@ class BenchError(OrchestratorError):
     """What was measured is not what should have been."""
 
 
+class LeftOut(OrchestratorError):
+    """A suite that cannot be measured here, for what it compares with is not there; its text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """

@@ -57,12 +57,16 @@ class Pool(Subject):
         """Fill the queue; the library does that."""
         return fill(place, replace(load, messages=load.messages + STARTING_MESSAGES * load.workers), count)
 
+    def url(self, place: Path) -> str:
+        """The queue that the pool is run on."""
+        return queue_of(place)
+
     def take(self, place: Path, load: Load, count: int) -> Run:
         """Let a pool of *count* workers take them all."""
         messages = load.messages
         output = str(place / "output")
         started_s = time.monotonic()
-        with running(command(place, load, count), output) as pid:
+        with running(command(self.url(place), place, load, count), output) as pid:
             watch = _Watch(pid, count, place / "run" / "bench" / "board", Path(output))
             first_s = watch.until(lambda sample: sample.settled > 0).at_s - started_s
             watch.until(lambda sample: sample.settled >= messages * (0.05 if sample.least > 0 else BEGIN_MAX))
@@ -80,10 +84,10 @@ class Pool(Subject):
         return Run(end.at_s - begin.at_s, handled, end.lost - begin.lost, max(used_s, 0.0), dirty_bytes, first_s)
 
 
-def command(place: Path, load: Load, count: int) -> list[str]:
+def command(url: str, place: Path, load: Load, count: int) -> list[str]:
     """The pool as somebody would type it."""
     return [
-        sys.executable, "-m", "orchestrator", "run", queue_of(place), "--handler", "workers.handlers.echo:read",
+        sys.executable, "-m", "orchestrator", "run", url, "--handler", "workers.handlers.echo:read",
         "--workers", str(count), "--order", load.order, "--name", "bench", "--host", "bench",
         "--run-dir", str(place / "run"), "--listen", "none", "--log-level", "warning", "--until-empty",
     ]  # fmt: skip

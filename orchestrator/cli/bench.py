@@ -24,7 +24,7 @@ from rich.console import Console
 from orchestrator.bench import calls, peers, report
 from orchestrator.bench.bare import Bare, C, compiled
 from orchestrator.bench.filesystem import Filesystem, check_room, filesystem
-from orchestrator.bench.measure import Figure
+from orchestrator.bench.measure import Figure, LeftOut
 from orchestrator.bench.ours import Library
 from orchestrator.bench.picture import picture
 from orchestrator.bench.pool import Pool
@@ -36,7 +36,7 @@ from orchestrator.config_values import usable_cores
 from workers.queues.base import Order
 
 OF_SUBJECTS = ("throughput", "workers", "backlog")
-OF_THEIR_OWN = ("durable", "life", "network", "wakeup")  # orchestrator.bench.NAME:NAME(directory, rounds)
+OF_THEIR_OWN = ("dirq", "durable", "life", "network", "wakeup")  # orchestrator.bench.NAME:NAME(directory, rounds)
 SUITES = (*OF_SUBJECTS, *OF_THEIR_OWN)
 OF_BACKLOG = ("bare", "pool", *peers.names())
 OURS = ("split", "library", "pool")
@@ -224,7 +224,11 @@ def _measured(
     click.echo(f"{suite}: {measuring.rounds} rounds", err=True)
     measure: Callable[[Path, int], list[Figure]]
     measure = getattr(importlib.import_module(f"orchestrator.bench.{suite}"), suite)
-    return measure(measuring.directory, measuring.rounds)
+    try:
+        return measure(measuring.directory, measuring.rounds)
+    except LeftOut as reason:
+        measuring.failed[suite] = str(reason)
+        return []
 
 
 def _subjects(directory: Path, peer: str) -> tuple[list[Subject], dict[str, str]]:
