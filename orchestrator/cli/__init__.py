@@ -73,6 +73,15 @@ class Failed(click.ClickException):
         click.echo(f"orchestrator: {self.format_message()}", file=file, err=file is None)
 
 
+def _drop_output() -> None:
+    """What standard output did not take is tried again as the interpreter ends, which would change the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
 class LazyGroup(click.Group):
     """A group that imports a command when it is used."""
 
@@ -108,12 +117,15 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error on purpose becomes one line and an exit code."""
         try:
-            return super().invoke(ctx)
+            found = super().invoke(ctx)
+            sys.stdout.flush()  # here, where an error has a message and an exit code
+            return found
         except OrchestratorError as error:
             raise Failed(str(error), getattr(error, "exit_code", 1)) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of our output left: click ends quietly
                 raise
+            _drop_output()
             where = f" {shown(os.fsdecode(error.filename))}" if isinstance(error.filename, str | bytes) else ""
             raise Failed(f"cannot use{where}: {error.strerror or error}" if where else str(error)) from error
         except KeyboardInterrupt:

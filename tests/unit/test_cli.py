@@ -475,3 +475,15 @@ def test_status_while_the_board_is_missing_says_so(tmp_path: Path) -> None:
     with master(tmp_path, "a"):
         (tmp_path / "a" / "board").unlink()
         assert "starting or has just ended" in ran("status", "--run-dir", str(tmp_path), code=1).stderr
+
+
+def test_output_that_nobody_takes_is_an_error_with_one_line_and_exit_code_1():
+    """Python would try again as it ends, and make another exit code and a traceback of it."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "orchestrator", "config", "reference"],
+            stdout=full, stderr=subprocess.PIPE, env=environment, check=False, text=True,
+        )  # fmt: skip
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "No space left" in done.stderr
