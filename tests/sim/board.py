@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 QUEUES, WORKERS = 1, 4
 # What one process of a pool says to another, and acts on. The figures are for people.
-QUEUE_WORDS = frozenset({Q.PAUSED, Q.BEAT_NS, Q.LAPSES, Q.HALF_TIMEOUT_NS})
+QUEUE_WORDS = frozenset({Q.PAUSED, Q.BEAT_NS, Q.LAPSES, Q.HALF_TIMEOUT_NS, Q.COUNTED})
 WORKER_WORDS = frozenset({SEQUENCES + WorkerText.OWNER})
 
 

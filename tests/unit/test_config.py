@@ -436,6 +436,44 @@ def test_urls_are_made_absolute_by_text_alone():
             absolute_url(wrong, None)
 
 
+def test_the_options_of_a_directory_queue_stay_behind_its_absolute_path():
+    for kind in ("dirq", "dirq-simple"):
+        assert absolute_url(f"{kind}:a//b/?umask=022&rndhex=7", "/base") == f"{kind}:/base/a/b?umask=022&rndhex=7"
+        assert absolute_url(f"{kind.upper()}:/x", None) == f"{kind}:/x"
+        for wrong in (f"{kind}:", f"{kind}:?umask=022", f"{kind}:relative"):
+            with pytest.raises(ValueError, match="must"):
+                absolute_url(wrong, None)
+    assert absolute_url("dirq:q?schema=body:string,header:table?", "/b") == "dirq:/b/q?schema=body:string,header:table?"
+    assert absolute_url("q?x", "/base") == "spool:/base/q?x"
+
+
+def test_each_queue_of_a_set_is_made_absolute():
+    url = "set:dirq-simple:a,dirq:b?schema=body:string,header:table?,dirq-simple:/c?granularity=5"
+    url = absolute_url(url, "/base")
+    expected = "dirq-simple:/base/a,dirq:/base/b?schema=body:string,header:table?,dirq-simple:/c?granularity=5"
+    assert url == f"set:{expected}"
+    assert absolute_url(url, None) == url
+    for wrong in ("set:", "set:dirq:", "set:dirq:/a,dirq:", "set:dirq:a", "set:redis:/a"):
+        with pytest.raises(ValueError, match=r"must|unknown scheme"):
+            absolute_url(wrong, None)
+
+
+def test_a_directory_queue_is_called_after_its_directory_and_a_set_after_its_last():
+    assert base_name("dirq-simple:/spool/in?granularity=5") == "in"
+    assert base_name("dirq:/spool/in?schema=body:string,path/x:binary?") == "in"
+    assert base_name("set:dirq:/spool/in,dirq-simple:/spool/out") == "out"
+
+
+def test_where_counts_are_kept_must_be_an_absolute_path_and_reaches_the_queue(read, refused):
+    text = QUEUE.replace("/q", "dirq-simple:/q")
+    assert read(text).queues[0].settings().state_dir is None
+    assert read(f'{text}state_dir = "/var/lib/pools"\n').queues[0].settings().state_dir == "/var/lib/pools"
+    for wrong in ("state", "", "./x", "~/x"):
+        ((line, key, sentence),) = refused(f'{text}state_dir = "{wrong}"\n')
+        assert (line, key) == (4, "[[queue]] 1 state_dir")
+        assert "absolute path" in sentence
+
+
 def test_names_come_from_the_url_and_are_the_same_at_every_start():
     assert base_name("spool:/a/üb er") == "_b_er"
     assert base_name("spool:/a/..") == "queue"

@@ -26,8 +26,8 @@ from typing import Any, Self
 
 from workers.dirq.elements import OPEN_BODY, Elements, Lock, check_name, is_regular
 from workers.dirq.errors import QueueLockError
-from workers.dirq.told import TOLD, Told, worded
-from workers.system import SYSTEM, System
+from workers.dirq.told import told, worded
+from workers.system import System
 
 LOCKS_MIN = 1024  # remembered before it is looked which of them are over
 LOCK_S_MIN = 1.0
@@ -57,6 +57,7 @@ class QueueBase:
         self._locks: dict[str, Lock] = {}
         self._locks_max = LOCKS_MIN
 
+    @told
     def _make(self, elements: Elements[Any]) -> None:
         """Take *elements* as the engine, and make its directories. Raises OSError."""
         self.elements = elements
@@ -92,8 +93,11 @@ class QueueBase:
     def names(self) -> Iterator[str]:
         """Walk all names, by a cursor of its own. Raises OSError."""
         elements = self.elements
-        for directory in elements.directories():
-            yield from elements.names(directory)
+        try:
+            for directory in elements.directories():
+                yield from elements.names(directory)
+        except OSError as error:
+            raise worded(error) from None
 
     def __iter__(self) -> Iterator[str]:
         return self.names()
@@ -103,6 +107,7 @@ class QueueBase:
         self._reset()
         return self.next()
 
+    @told
     def next(self) -> str:
         """Return the next name since first(); "" at the end. Raises OSError."""
         elts = self.elts
@@ -113,6 +118,7 @@ class QueueBase:
     def __next__(self) -> str:
         return self.next()
 
+    @told
     def _reset(self) -> None:
         self.dirs = deque(self.elements.directories())
         self.elts = deque()
@@ -123,12 +129,14 @@ class QueueBase:
         new.dirs, new.elts = deque(), deque()
         return new
 
+    @told
     def count(self) -> int:
         """Return the number of elements, locked or not. Raises OSError."""
         return self.elements.count()
 
     # ---- one element
 
+    @told
     def touch(self, ename: str) -> None:
         """Show that the element is still worked on: its lock ages from now on. Raises QueueError, OSError."""
         check_name(ename)
@@ -138,21 +146,19 @@ class QueueBase:
         if is_held and (found := elements.found_lock(ename)) is not None:
             self._locks[ename] = found
 
-    def _lock(self, name: str) -> bool:
-        """Lock and remember it; False when another has it or it is gone."""
-        lock = self.elements.lock(name)
-        if lock is None:
-            return False
-        if len(self._locks) >= self._locks_max:
+    def _remember(self, lock: Lock) -> None:
+        self._locks[lock.name] = lock
+        if len(self._locks) > self._locks_max:
             self._forget_ended()
-        self._locks[name] = lock
-        return True
 
     def _unlock(self, name: str) -> bool:
-        """Unlock and forget it; False when it was not locked. Raises QueueLockError as _is_ours does."""
-        is_ours = name not in self._locks or self._is_ours(name, "unlock")
-        self._locks.pop(name, None)
-        return is_ours and self.elements.unlock(name)
+        """Unlock and forget it; False when it was not locked. Raises as _is_ours does."""
+        if name in self._locks:
+            is_ours = self._is_ours(name, "unlock")
+            del self._locks[name]
+            return is_ours and self.elements.unlock(name)
+        check_name(name)
+        return self.elements.unlock(name)
 
     def _forget_ended(self) -> None:
         """Let go of those that others have ended: a child process, or who broke them."""
@@ -163,10 +169,11 @@ class QueueBase:
         """
         Whether the element is locked, by this object where it remembers that. One lstat.
 
-        Raises QueueLockError when this object had locked it and another has it now.
+        Raises QueueLockError when this object had locked it and another has it now; QueueError for no name.
         """
         elements, lock = self.elements, self._locks.get(name)
         if lock is None:
+            check_name(name)
             return elements.found_lock(name) is not None
         if elements.is_held(lock):
             return True
@@ -174,24 +181,7 @@ class QueueBase:
             return False
         raise QueueLockError(f"cannot {what} {name}: its lock was broken, and another has it now")
 
-    def _read(self, path: str) -> tuple[bytes, os.stat_result]:
-        """What is in the file *path*, and its fstat. Raises OSError: EINVAL when it is no regular file."""
-        system = self.elements.system
-        fd = system.open(path, OPEN_BODY)
-        try:
-            found = system.fstat(fd)
-            if not is_regular(found):
-                raise worded(OSError(errno.EINVAL, "is no regular file"), "read", path)
-            data = system.read(fd, found.st_size + 1)
-            if len(data) != found.st_size:
-                parts = [data]
-                while part := system.read(fd, 1 << 20):
-                    parts.append(part)
-                data = b"".join(parts)
-            return data, found
-        finally:
-            system.close(fd)
-
+    @told
     def _sweep(self, maxtemp: float, maxlock: float) -> None:
         now_ns = self.elements.filesystem_now_ns()
         self.elements.sweep(
@@ -200,6 +190,19 @@ class QueueBase:
         )
 
 
-def told(system: System) -> System:
-    """*system* with the published wording of errors."""
-    return TOLD if system is SYSTEM else Told(system)
+def read_file(system: System, path: str) -> tuple[bytes, os.stat_result]:
+    """What is in the file *path*, and its fstat. Raises OSError: EINVAL when it is no regular file."""
+    fd = system.open(path, OPEN_BODY)
+    try:
+        found = system.fstat(fd)
+        if not is_regular(found):
+            raise OSError(errno.EINVAL, "is no regular file", path)
+        data = system.read(fd, found.st_size + 1)
+        if len(data) != found.st_size:
+            parts = [data]
+            while part := system.read(fd, 1 << 20):
+                parts.append(part)
+            data = b"".join(parts)
+        return data, found
+    finally:
+        system.close(fd)

@@ -29,7 +29,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, Self, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from workers.dirq.errors import QueueError
 from workers.system import SYSTEM, System
@@ -37,6 +37,7 @@ from workers.system import SYSTEM, System
 DIRECTORY = re.compile(r"\A[0-9a-f]{8}\Z")
 ELEMENT = re.compile(r"\A[0-9a-f]{14}\Z")
 NAME = re.compile(r"\A[0-9a-f]{8}/[0-9a-f]{14}\Z")
+is_name = NAME.match
 TEMPORARY_SUFFIX = ".tmp"
 LOCKED_SUFFIX = ".lck"
 TEMPORARY_DIRECTORY = "temporary"
@@ -54,8 +55,7 @@ ATTEMPTS_MAX = 1000  # each is lost to somebody else's call; more are no race bu
 Data = TypeVar("Data")
 
 
-@dataclass(frozen=True, slots=True)
-class Lock:
+class Lock(NamedTuple):  # made for every element, and a frozen dataclass takes twice as long
     """One taking of the lock of element *name*."""
 
     name: str
@@ -84,20 +84,24 @@ class UnreadableError(OSError):
 class Names:
     """Makes the names of one process: later ones sort later, also when the clock is set back."""
 
-    __slots__ = ("_last_us", "_wall_ns")
+    __slots__ = ("_last_us", "_second")
 
-    def __init__(self, system: System) -> None:
+    def __init__(self) -> None:
         self._last_us = 0
-        self._wall_ns = system.wall_ns
+        self._second = (0, "00000000")  # the last one, as microseconds and as it begins a name
 
-    def fresh(self, rndhex: int) -> str:
-        """An element's name (14 digits) that this process has not made yet, of now."""
-        now_us = self._wall_ns() // 1000
+    def fresh(self, now_ns: int, rndhex: int) -> str:
+        """An element's name (14 digits) that this process has not made yet, of *now_ns* by the wall clock."""
+        now_us = now_ns // 1000
         if now_us <= self._last_us:
             now_us = self._last_us + 1
         self._last_us = now_us
-        seconds, microseconds = divmod(now_us, 1_000_000)
-        return f"{seconds:08x}{microseconds:05x}{rndhex:x}"
+        second_us, digits = self._second
+        if not 0 <= now_us - second_us < 1_000_000:
+            second_us = now_us - now_us % 1_000_000
+            digits = f"{second_us // 1_000_000:08x}"
+            self._second = (second_us, digits)
+        return f"{digits}{now_us - second_us:05x}{rndhex:x}"
 
 
 _names: weakref.WeakKeyDictionary[System, Names] = weakref.WeakKeyDictionary()
@@ -107,13 +111,13 @@ def names_of(system: System) -> Names:
     """The one maker of names for the process that *system* is."""
     found = _names.get(system)
     if found is None:
-        found = _names[system] = Names(system)
+        found = _names[system] = Names()
     return found
 
 
 def element_name(system: System, rndhex: int) -> str:
     """A fresh name of an element (14 digits), see Names."""
-    return names_of(system).fresh(rndhex)
+    return names_of(system).fresh(system.wall_ns(), rndhex)
 
 
 def time_of(name: str) -> float:
@@ -124,7 +128,7 @@ def time_of(name: str) -> float:
 
 def check_name(name: str) -> tuple[str, str]:
     """Take a full name apart: directory and element. Raises QueueError when it is no name of an element."""
-    if not isinstance(name, str) or not NAME.match(name):
+    if not isinstance(name, str) or not is_name(name):
         raise QueueError(f"invalid element name: {name}")
     return name[:8], name[9:]
 
@@ -324,7 +328,7 @@ class Elements(ABC, Generic[Data]):
         """The mtime of something made just now."""
 
     def _fresh(self) -> str:
-        return self._names.fresh(self.rndhex)
+        return self._names.fresh(self.system.wall_ns(), self.rndhex)
 
     def _aside(self, directory: str) -> str:
         """A path in *directory* that nobody else makes, and that a sweep takes away by its age."""
@@ -362,19 +366,19 @@ class Elements(ABC, Generic[Data]):
 
     def _make_file(self, path: str, data: bytes, *, durable: bool) -> None:
         """Make *path* with *data*, all of it. When that fails, the caller forgets it; not on FileExistsError."""
-        system = self.system
-        if self.umask is None:
-            fd = system.open(path, CREATE, FILE_MODE)
-        else:
-            fd = system.open(path, CREATE, FILE_MODE & ~self.umask)
+        system, mode = self.system, FILE_MODE if self.umask is None else FILE_MODE & ~self.umask
+        fd = system.open(path, CREATE, mode)
         try:
             if self.umask is not None:
-                self._allow(fd, system.fstat(fd), FILE_MODE & ~self.umask)
+                self._allow(fd, system.fstat(fd), mode)
             written = system.write(fd, data) if data else 0
             while written < len(data):
                 written += system.write(fd, data[written:])
             if durable:
                 system.fsync(fd)
+        except OSError as error:
+            error.filename = path  # of a descriptor's error nobody knows it
+            raise
         finally:
             system.close(fd)
 
@@ -388,8 +392,19 @@ class Elements(ABC, Generic[Data]):
         except FileExistsError:
             return False
         if self.umask is not None:
-            self._allow(path, self.system.lstat(path), DIRECTORY_MODE & ~self.umask)
+            try:
+                self._allow(path, self.system.lstat(path), DIRECTORY_MODE & ~self.umask)
+            except OSError:
+                self._undo_mkdir(path)
+                raise
         return True
+
+    def _undo_mkdir(self, path: str) -> None:
+        """Remove a directory that nobody was promised; if that fails, a sweep finds it."""
+        try:
+            self.system.rmdir(path)
+        except OSError:
+            return
 
     def _allow(self, what: str | int, found: os.stat_result, mode: int) -> bool:
         """

@@ -20,16 +20,15 @@ See also: base (walking, what an object remembers), schema, schema_elements (wha
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Mapping
 
-from workers.dirq.base import QueueBase, told
+from workers.dirq.base import QueueBase, read_file
 from workers.dirq.elements import LOCKED_DIRECTORY, OBSOLETE_DIRECTORY, TEMPORARY_DIRECTORY, check_name
 from workers.dirq.errors import QueueError, QueueLockError
 from workers.dirq.queue_set import QueueSet
 from workers.dirq.schema import Value, check_schema, decoded, encoded
 from workers.dirq.schema_elements import SchemaElements
-from workers.dirq.told import worded
+from workers.dirq.told import refused, told
 from workers.system import SYSTEM, System
 
 __all__ = ["LOCKED_DIRECTORY", "OBSOLETE_DIRECTORY", "TEMPORARY_DIRECTORY", "Queue", "QueueError", "QueueSet"]
@@ -70,7 +69,7 @@ class Queue(QueueBase):
         self._parts = check_schema(schema) if schema else {}
         self.type = {key: part.kind for key, part in self._parts.items()}
         self.mandatory = {key: True for key, part in self._parts.items() if part.is_mandatory}
-        self._make(SchemaElements(path, umask, rndhex, maxelts, system=told(system)))
+        self._make(SchemaElements(path, umask, rndhex, maxelts, system=system))
 
     @property
     def maxelts(self) -> int:
@@ -81,6 +80,7 @@ class Queue(QueueBase):
     def maxelts(self, maxelts: int) -> None:
         self.elements.maxelts = maxelts
 
+    @told
     def add(self, data: Mapping[str, Value]) -> str:
         """
         Add *data*, which conforms to the schema, as an element; return its name.
@@ -93,6 +93,7 @@ class Queue(QueueBase):
 
     enqueue = add
 
+    @told
     def lock(self, ename: str, permissive: bool = True) -> bool:
         """
         Lock the element; True.
@@ -100,58 +101,57 @@ class Queue(QueueBase):
         False when another has it or it is gone, or with *permissive* false an OSError. Raises QueueError, OSError.
         """
         check_name(ename)
-        if self._lock(ename):
+        lock = self.elements.lock(ename)
+        if lock is not None:
+            self._remember(lock)
             return True
         if permissive:
             return False
-        lock_path = self.elements.lock_path(ename)
         code = errno.EEXIST if self.elements.found_lock(ename) else errno.ENOENT
-        raise worded(OSError(code, os.strerror(code)), "mkdir", lock_path)
+        raise refused(code, "mkdir", self.elements.lock_path(ename))
 
+    @told
     def unlock(self, ename: str, permissive: bool = False) -> bool:
         """
         Unlock the element; True.
 
         When it was not locked an OSError, or with *permissive* False. Raises QueueError, QueueLockError, OSError.
         """
-        check_name(ename)
         if self._unlock(ename):
             return True
         if permissive:
             return False
-        missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        raise worded(missing, "rmdir", self.elements.lock_path(ename))
+        raise refused(errno.ENOENT, "rmdir", self.elements.lock_path(ename))
 
+    @told
     def get(self, ename: str) -> Data:
         """Return the data of a locked element. Raises QueueError (no schema, not locked, not conforming), OSError."""
         if not self._parts:
             raise QueueError("unknown schema")
-        check_name(ename)
         if not self._is_ours(ename, "get"):
             raise QueueError(f"cannot get {ename}: not locked")
         data: Data = {}
         for key, part in self._parts.items():
             path = f"{self.elements.element_path(ename)}/{key}"
             try:
-                data[key] = decoded(part.kind, self._read(path)[0])
+                data[key] = decoded(part.kind, read_file(self.elements.system, path)[0])
             except FileNotFoundError:
                 if part.is_mandatory:
                     raise QueueError(f"missing data file: {path}") from None
             except UnicodeDecodeError as error:
-                raise worded(OSError(errno.EILSEQ, str(error)), "read", path) from error
+                raise OSError(errno.EILSEQ, str(error), path) from error
         return data
 
+    @told
     def remove(self, ename: str) -> None:
         """Remove a locked element. Raises QueueError (not locked, a file in it that is no part), OSError."""
-        check_name(ename)
         if not self._is_ours(ename, "remove"):
             self._locks.pop(ename, None)
             raise QueueError(f"cannot remove {ename}: not locked")
         is_removed = self.elements.remove(ename)
         self._locks.pop(ename, None)
         if not is_removed:
-            missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            raise worded(missing, "rename", self.elements.element_path(ename), OBSOLETE_DIRECTORY)
+            raise refused(errno.ENOENT, "rename", self.elements.element_path(ename), OBSOLETE_DIRECTORY)
 
     def dequeue(self, ename: str, permissive: bool = True) -> Data:
         """Lock, get and remove an element; return its data. Raises QueueLockError when another has it, see those."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NoReturn
 
-from workers.dirq.base import QueueBase, told
+from workers.dirq.base import QueueBase
+from workers.dirq.told import told
 from workers.system import SYSTEM, System
 
 
@@ -25,7 +26,7 @@ class QueueNull(QueueBase):
     def __init__(self, *, system: System = SYSTEM) -> None:
         """There is nothing to open."""
         super().__init__(self.path)
-        self._system = told(system)
+        self._system = system
 
     def names(self) -> Iterator[str]:
         """Walk all names: there is none."""
@@ -40,6 +41,7 @@ class QueueNull(QueueBase):
 
     add_ref = add
 
+    @told
     def add_path(self, path: str) -> str:
         """Remove the file *path*; return "". Raises OSError."""
         self._system.unlink(path)

@@ -62,7 +62,7 @@ class QueueSet:
 
     def names(self) -> Iterator[Found]:
         """Walk all (queue, name), by a cursor of its own. Raises OSError."""
-        walks = [zip(repeat(queue), queue.names()) for queue in self.qset]  # noqa: B905 - one of them has no end
+        walks = [zip(repeat(queue), queue.names()) for queue in self.qset]
         for queue, name in heapq.merge(*walks, key=lambda found: found[1][9:]):
             if queue in self.qset:  # it may have been removed since
                 yield queue, name

@@ -104,10 +104,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
     def _discard(self, temporary: str, data: Iterable[str]) -> None:
         for key in data:
             self._forget(f"{temporary}/{key}")
-        try:
-            self.system.rmdir(temporary)
-        except OSError:  # a sweep finds it
-            return
+        self._undo_mkdir(temporary)
 
     def _publish(self, temporary: str, *, durable: bool) -> str:
         """Move the written *temporary* into an intermediate directory; the full name."""
@@ -185,23 +182,22 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         lock_path = f"{self.path}/{name}/{LOCKED_DIRECTORY}"
         since_ns = system.boottime_ns()
         try:
-            if not self._mkdir(lock_path):
+            if self.umask is None:
+                system.mkdir(lock_path)
+            elif not self._mkdir(lock_path):
                 return None
+        except (FileExistsError, FileNotFoundError):
+            return None
+        try:
             # RACE: the element may be on its way to obsolete/, locked and removed by another since we looked it up.
             # See test_an_element_that_is_removed_while_it_is_locked_is_not_locked.
             found = system.lstat(lock_path)
         except FileNotFoundError:
             return None
         except BaseException:
-            self._undo_lock(lock_path)
+            self._undo_mkdir(lock_path)
             raise
         return Lock(name, found.st_ino, found.st_mtime_ns, since_ns)
-
-    def _undo_lock(self, lock_path: str) -> None:
-        try:
-            self.system.rmdir(lock_path)
-        except OSError:  # it is stale one day
-            return
 
     def open_locked(self, name: str) -> tuple[Lock, int, os.stat_result] | None:
         """See Elements.open_locked: mkdir, lstat, open, fstat."""
@@ -216,13 +212,13 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
                 raise UnreadableError(error, lock) from error
             if error.errno == errno.ENOENT:
                 return None
-            self._undo_lock(f"{path}/{LOCKED_DIRECTORY}")
+            self._undo_mkdir(f"{path}/{LOCKED_DIRECTORY}")
             raise
         try:
             found = self.system.fstat(fd)
         except BaseException:
             self.system.close(fd)
-            self._undo_lock(f"{path}/{LOCKED_DIRECTORY}")
+            self._undo_mkdir(f"{path}/{LOCKED_DIRECTORY}")
             raise
         return lock, fd, found
 
@@ -262,14 +258,13 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
 
     def _parts(self, name: str) -> list[str]:
         """The files of an element. Raises QueueError for what none has, FileNotFoundError when it is gone."""
-        parts = []
         path = f"{self.path}/{name}"
-        with self.system.scandir(path) as entries:
-            for entry in entries:
-                if entry.name != LOCKED_DIRECTORY:
-                    if not KEY.match(entry.name) or entry.is_dir(follow_symlinks=False):
-                        raise QueueError(f"unexpected file in {path}: {entry.name}")
-                    parts.append(entry.name)
+        parts = self.system.listdir(path)
+        if LOCKED_DIRECTORY in parts:
+            parts.remove(LOCKED_DIRECTORY)
+        for part in parts:
+            if not KEY.match(part):
+                raise QueueError(f"unexpected file in {path}: {part}")
         return parts
 
     def _move_to_obsolete(self, path: str) -> str | None:
@@ -319,7 +314,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
                 raise
             if not (self.is_network and self._is_there(target)):
                 return False
-        self._undo_lock(f"{target}/{LOCKED_DIRECTORY}")
+        self._undo_mkdir(f"{target}/{LOCKED_DIRECTORY}")
         return True
 
     def put_in(self, source: str, name: str) -> str | None:
@@ -378,7 +373,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         except OSError as error:
             if error.errno not in TAKEN:
                 raise
-        self._undo_lock(aside)
+        self._undo_mkdir(aside)
         return is_broken
 
     # ---- sweeping
@@ -514,7 +509,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         try:
             return self.system.lstat(probe).st_mtime_ns
         finally:
-            self._undo_lock(probe)
+            self._undo_mkdir(probe)
 
 
 def is_same(lock: Lock, found: os.stat_result) -> bool:

@@ -20,14 +20,15 @@ See also: base (walking, what an object remembers), simple_elements (what is on 
 from __future__ import annotations
 
 import errno
-import os
 
-from workers.dirq.base import QueueBase, told
-from workers.dirq.elements import check_name
+from workers.dirq.base import QueueBase, read_file
+from workers.dirq.elements import LOCKED_SUFFIX, check_name
 from workers.dirq.errors import QueueLockError
 from workers.dirq.simple_elements import SimpleElements, is_same
-from workers.dirq.told import worded
+from workers.dirq.told import refused, told, worded
 from workers.system import SYSTEM, System
+
+SURE_NS = 500_000_000  # a lock is broken at the age of a second or more, so one that we took so recently is ours
 
 
 class QueueSimple(QueueBase):
@@ -57,7 +58,7 @@ class QueueSimple(QueueBase):
         super().__init__(path, umask, rndhex)
         if not isinstance(granularity, int):
             raise TypeError("'granularity' should be integer")
-        self._make(SimpleElements(path, umask, rndhex, granularity, system=told(system)))
+        self._make(SimpleElements(path, umask, rndhex, granularity, system=system))
 
     @property
     def granularity(self) -> int:
@@ -74,10 +75,14 @@ class QueueSimple(QueueBase):
             data = data.encode("utf-8")
         elif not isinstance(data, bytes):
             raise TypeError(f"data should be bytes or str, not {type(data).__name__}")
-        return self.elements.add(data)
+        try:
+            return self.elements.add(data)
+        except OSError as error:
+            raise worded(error) from None
 
     add_ref = add
 
+    @told
     def add_path(self, path: str) -> str:
         """Move the file *path*, which is on the same filesystem, into the queue; return its name. Raises OSError."""
         return self.elements.add_path(path)
@@ -89,32 +94,40 @@ class QueueSimple(QueueBase):
         False when another has it or it is gone, or with *permissive* false an OSError. Raises QueueError, OSError.
         """
         check_name(name)
-        if self._lock(name):
+        try:
+            lock = self.elements.lock(name)
+        except OSError as error:
+            raise worded(error) from None
+        if lock is not None:
+            self._remember(lock)
             return True
         if permissive:
             return False
-        path, lock_path = self.elements.element_path(name), self.elements.lock_path(name)
         code = errno.EEXIST if self.elements.found_lock(name) else errno.ENOENT
-        raise worded(OSError(code, os.strerror(code)), "link", path, lock_path)
+        raise refused(code, "link", self.elements.element_path(name), self.elements.lock_path(name))
 
+    @told
     def unlock(self, name: str, permissive: bool = False) -> bool:
         """
         Unlock the element; True.
 
         When it was not locked an OSError, or with *permissive* False. Raises QueueError, QueueLockError, OSError.
         """
-        check_name(name)
         if self._unlock(name):
             return True
         if permissive:
             return False
-        raise self._missing(self.elements.lock_path(name))
+        raise refused(errno.ENOENT, "unlink", self.elements.lock_path(name))
 
     def get(self, name: str) -> bytes:
         """Return the data of a locked element. Raises QueueError, QueueLockError, OSError when it is not locked."""
-        check_name(name)
-        data, found = self._read(self.elements.lock_path(name))
         lock = self._locks.get(name)
+        if lock is None:
+            check_name(name)
+        try:
+            data, found = read_file(self.elements.system, f"{self.elements.path}/{name}{LOCKED_SUFFIX}")
+        except OSError as error:
+            raise worded(error) from None
         if lock is not None and not is_same(lock, found):
             raise QueueLockError(f"cannot get {name}: its lock was broken, and another has it now")
         return data
@@ -128,19 +141,19 @@ class QueueSimple(QueueBase):
 
     def remove(self, name: str) -> None:
         """Remove a locked element. Raises QueueError, QueueLockError, and OSError when it is not locked or gone."""
-        check_name(name)
         # ORDER: look for the lock, then remove. The element is gone by the first call that removes anything.
         # See test_D5_remove_of_what_is_not_locked_removes_nothing.
-        is_locked = self._is_ours(name, "remove")
+        elements, lock = self.elements, self._locks.get(name)
+        is_recent = lock is not None and elements.system.boottime_ns() - lock.since_ns < SURE_NS
+        try:
+            is_locked = is_recent or self._is_ours(name, "remove")
+            is_removed = is_locked and elements.remove(name)
+        except OSError as error:
+            raise worded(error) from None
         self._locks.pop(name, None)
-        if not is_locked:
-            raise self._missing(self.elements.lock_path(name))
-        if not self.elements.remove(name):
-            raise self._missing(self.elements.element_path(name))
-
-    @staticmethod
-    def _missing(path: str) -> OSError:
-        return worded(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)), "unlink", path)
+        if not is_removed:
+            path = elements.element_path(name) if is_locked else elements.lock_path(name)
+            raise refused(errno.ENOENT, "unlink", path)
 
     def purge(self, maxtemp: float = 300, maxlock: float = 600) -> None:
         """

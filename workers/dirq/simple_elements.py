@@ -58,19 +58,27 @@ class SimpleElements(Elements[bytes]):
     ) -> None:
         super().__init__(path, umask, rndhex, system)
         self.granularity = granularity
+        self._insertion = (0, "00000000")  # the directory of the last add: when it began, and its name
 
     # ---- the queue
 
     def add(self, data: bytes, *, durable: bool = False) -> str:
         """See Elements.add: open, write, close, link, unlink."""
+        system = self.system
         for attempt in range(1, ATTEMPTS_MAX + 1):
             directory = self._insertion_directory()
-            temporary = f"{self.path}/{directory}/{self._fresh()}{TEMPORARY_SUFFIX}"
+            name = f"{directory}/{self._names.fresh(system.wall_ns(), self.rndhex)}"
+            path = f"{self.path}/{name}"
+            temporary = path + TEMPORARY_SUFFIX
             try:
                 self._make_file(temporary, data, durable=durable)
                 if durable:
                     self._sync_name_of(directory)
-                name = self._publish(temporary, directory)
+                try:
+                    system.link(temporary, path)
+                except FileExistsError:
+                    if not self._is_linked(temporary, path):
+                        name = self._link(temporary, directory)
                 break
             except FileExistsError:  # a temporary file of another writer with our digit; it is not ours to unlink
                 if attempt == ATTEMPTS_MAX:
@@ -85,8 +93,9 @@ class SimpleElements(Elements[bytes]):
             except BaseException:
                 self._forget(temporary)
                 raise
+        self._forget(temporary)
         if durable:
-            self.system.fsync_directory(f"{self.path}/{directory}")
+            system.fsync_directory(f"{self.path}/{directory}")
         return name
 
     def add_path(self, path: str) -> str:
@@ -144,6 +153,7 @@ class SimpleElements(Elements[bytes]):
         """See Elements.lock. Raises OSError EINVAL when the element is no regular file."""
         system = self.system
         path = f"{self.path}/{name}"
+        lock_path = path + LOCKED_SUFFIX
         since_ns = system.boottime_ns()
         try:
             found = system.lstat(path)
@@ -151,33 +161,35 @@ class SimpleElements(Elements[bytes]):
                 raise OSError(errno.EINVAL, "is no regular file", path)
             # What is locked already is not touched, or who looks often would keep a dead holder's lock young.
             # (A file may have several names for other reasons: one that add_path has brought, or a killed add.)
-            if found.st_nlink > 1 and self._is_there(path + LOCKED_SUFFIX):
+            if found.st_nlink > 1 and self._is_there(lock_path):
                 return None
             # ORDER: touch, then link. The lock has the element's time, so the lock of an old element would be born
             # stale, and a purge by any peer could give it to a second one.
             # See test_D7_the_lock_of_an_old_element_is_never_old.
             system.utime(path)
-            system.link(path, path + LOCKED_SUFFIX)
+            system.link(path, lock_path)
         except (FileNotFoundError, FileExistsError):  # it is gone, or another has it
             return None
         try:
-            found = system.lstat(path + LOCKED_SUFFIX)
+            found = system.lstat(lock_path)
         except FileNotFoundError:
             return None
         except BaseException:
-            self._forget(path + LOCKED_SUFFIX)
+            self._forget(lock_path)
             raise
-        return self._taken(name, found, since_ns)
-
-    def _taken(self, name: str, found: os.stat_result, since_ns: int) -> Lock | None:
-        """The lock that we have linked, or None when its element was removed at the same time."""
-        # A filesystem may have hard links and not count them, so what nlink says is looked after.
-        if found.st_nlink < 2 and not self._is_there(f"{self.path}/{name}"):
-            # RACE: a holder whose lock had been broken has removed the element between our touch and now.
-            # See test_an_element_that_is_removed_while_it_is_locked_is_not_locked.
-            self._forget(f"{self.path}/{name}{LOCKED_SUFFIX}")
+        if found.st_nlink < 2 and self._is_over(name):
             return None
         return Lock(name, found.st_ino, found.st_mtime_ns, since_ns)
+
+    def _is_over(self, name: str) -> bool:
+        """Whether the element that we have locked, and of which one name is left, was removed; unlocks it then."""
+        # A filesystem may have hard links and not count them, so it is looked after.
+        if self._is_there(f"{self.path}/{name}"):
+            return False
+        # RACE: a holder whose lock had been broken has removed the element between our touch and now.
+        # See test_an_element_that_is_removed_while_it_is_locked_is_not_locked.
+        self._forget(f"{self.path}/{name}{LOCKED_SUFFIX}")
+        return True
 
     def open_locked(self, name: str) -> tuple[Lock, int, os.stat_result] | None:
         """See Elements.open_locked: utimes, link, open, fstat."""
@@ -199,15 +211,15 @@ class SimpleElements(Elements[bytes]):
             raise
         try:
             found = system.fstat(fd)
-            lock = self._taken(name, found, since_ns)
+            is_over = found.st_nlink < 2 and self._is_over(name)
         except BaseException:
             system.close(fd)
             self._forget(lock_path)
             raise
-        if lock is None:
+        if is_over:
             system.close(fd)
             return None
-        return lock, fd, found
+        return Lock(name, found.st_ino, found.st_mtime_ns, since_ns), fd, found
 
     def _raise_unreadable(self, error: OSError, name: str, since_ns: int) -> None:
         """Raise UnreadableError when opening can never succeed; else undo the lock."""
@@ -252,7 +264,10 @@ class SimpleElements(Elements[bytes]):
             # The lost reply of a network filesystem: our lock is there, so nobody else has removed it.
             if not (self.is_network and self._is_there(path + LOCKED_SUFFIX)):
                 return False
-        self._forget(path + LOCKED_SUFFIX)
+        try:
+            self.system.unlink(path + LOCKED_SUFFIX)
+        except OSError:  # it was settled by the first call; a sweep takes this away
+            return True
         return True
 
     def take_out(self, name: str, target: str) -> bool:
@@ -384,13 +399,10 @@ class SimpleElements(Elements[bytes]):
         seconds = self.system.wall_ns() // 10**9
         if self.granularity > 1:
             seconds -= seconds % self.granularity
-        return f"{seconds:08x}"
-
-    def _publish(self, temporary: str, directory: str) -> str:
-        """Give the written *temporary* its name, and take the temporary one away."""
-        name = self._link(temporary, directory)
-        self._forget(temporary)
-        return name
+        directory = self._insertion
+        if directory[0] != seconds:
+            directory = self._insertion = (seconds, f"{seconds:08x}")
+        return directory[1]
 
     def _link(self, source: str, directory: str) -> str:
         """Link *source* under a fresh name in *directory*; the full name."""
@@ -399,15 +411,15 @@ class SimpleElements(Elements[bytes]):
             try:
                 self.system.link(source, f"{self.path}/{name}")
             except FileExistsError:
-                if self.is_network and self._is_one(source, f"{self.path}/{name}"):
-                    return name  # the reply was lost, and the call repeated
+                if self._is_linked(source, f"{self.path}/{name}"):
+                    return name
             else:
                 return name
 
-    def _is_one(self, one: str, other: str) -> bool:
-        """Whether both are names of one file."""
+    def _is_linked(self, source: str, target: str) -> bool:
+        """Whether a link that was told EEXIST was made all the same: its reply was lost, and the call repeated."""
         try:
-            return self.system.lstat(one).st_ino == self.system.lstat(other).st_ino
+            return self.is_network and self.system.lstat(source).st_ino == self.system.lstat(target).st_ino
         except FileNotFoundError:
             return False
 
@@ -436,7 +448,7 @@ class SimpleElements(Elements[bytes]):
 
 def is_same(lock: Lock, found: os.stat_result, touched_ns: int = 0) -> bool:
     """Whether *found*, the stat of a lock, is still that of *lock*. See Elements.is_held."""
-    return (
-        found.st_ino == lock.inode
-        and lock.at_ns - BREAKABLE_NS <= found.st_mtime_ns <= max(lock.at_ns, touched_ns) + BREAKABLE_NS
+    at_ns = found.st_mtime_ns
+    return found.st_ino == lock.inode and (
+        at_ns == lock.at_ns or lock.at_ns - BREAKABLE_NS <= at_ns <= max(lock.at_ns, touched_ns) + BREAKABLE_NS
     )

@@ -1,85 +1,57 @@
 """
-told - a System whose errors say what was tried: "cannot rename(A, B): [Errno 13] ..."
+told - the published wording of an OSError: "cannot rename(A, B): [Errno 13] Permission denied"
 
-That is the wording of the published API. Kind and errno stay what they were, so whoever
-catches FileNotFoundError, or looks at errno, sees what the kernel said.
+Kind and errno stay what they were, so whoever catches FileNotFoundError, or looks at
+errno, sees what the kernel said. Which call it was is read from the line of the trace
+that made it: most calls succeed, and it costs those nothing.
 
-See also: base (who uses it), workers.system.
+See also: base, simple, queue (which raise these).
 """
 
 from __future__ import annotations
 
+import functools
+import os
+import re
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
-from workers.system import SYSTEM, System
-
-NAMED = (
-    "rename", "rename_noreplace", "link", "unlink", "mkdir", "rmdir", "listdir", "scandir", "chmod", "lstat", "stat",
-    "utime", "fsync_directory",
-)  # fmt: skip
-OPENED = ("close", "read", "write", "fstat", "fsync")
+CALL = re.compile(r"system\.([a-z_]+)\(")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class Told(System):
-    """*system*, worded. Made once for each queue object; its own door to the same kernel."""
+def told(method: Callable[P, R]) -> Callable[P, R]:
+    """Let the OSErrors of *method* be worded."""
 
-    def __init__(self, system: System = SYSTEM) -> None:
-        self._system = system
-        self._paths: dict[int, str] = {}  # of what was opened last under that number
-        for name in System.__dict__:
-            if not name.startswith("_"):
-                setattr(self, name, getattr(system, name))
-        for name in NAMED:
-            setattr(self, name, self._named(name, getattr(system, name)))
-        for name in OPENED:
-            setattr(self, name, self._opened(name, getattr(system, name)))
-        # mypy: a method is given its place once, here.
-        setattr(self, "open", self._opener(system.open))  # noqa: B010
+    @functools.wraps(method)
+    def told_method(*arguments: P.args, **more: P.kwargs) -> R:
+        try:
+            return method(*arguments, **more)
+        except OSError as error:
+            raise worded(error) from None
 
-    def __reduce__(self) -> tuple[type[Told], tuple[System]]:
-        return Told, (self._system,)
-
-    @staticmethod
-    def _named(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def told_call(*arguments: Any, **more: Any) -> Any:
-            try:
-                return call(*arguments, **more)
-            except OSError as error:
-                raise worded(error, name, *(one for one in arguments if isinstance(one, str))) from None
-
-        return told_call
-
-    def _opened(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        paths = self._paths
-
-        def told_call(fd: int, *arguments: Any) -> Any:
-            try:
-                return call(fd, *arguments)
-            except OSError as error:
-                raise worded(error, name, paths.get(fd, str(fd))) from None
-
-        return told_call
-
-    def _opener(self, call: Callable[..., int]) -> Callable[..., int]:
-        paths = self._paths
-
-        def told_open(path: str, *arguments: Any) -> int:
-            try:
-                fd = call(path, *arguments)
-            except OSError as error:
-                raise worded(error, "open", path) from None
-            paths[fd] = path
-            return fd
-
-        return told_open
+    return told_method
 
 
-def worded(error: OSError, call: str, *paths: str) -> OSError:
-    """*error* as "cannot CALL(PATHS): ...", of the same kind and with its errno."""
-    told = type(error)(f"cannot {call}({', '.join(paths)}): {error}")
-    told.errno = error.errno
-    return told
+def worded(error: OSError, call: str = "") -> OSError:
+    """*error* in the published wording, of the same kind and with its errno. *call* is looked up when not given."""
+    if error.strerror is None:  # it is worded already
+        return error
+    paths = ", ".join(os.fsdecode(path) for path in (error.filename, error.filename2) if path is not None)
+    found = type(error)(f"cannot {call or _call_of(error)}({paths}): [Errno {error.errno}] {error.strerror}")
+    found.errno = error.errno
+    return found.with_traceback(error.__traceback__)
 
 
-TOLD = Told(SYSTEM)
+def refused(code: int, call: str, *paths: str) -> OSError:
+    """What *call* would have been refused with, in the published wording."""
+    return worded(OSError(code, os.strerror(code), paths[0], None, paths[1] if len(paths) > 1 else None), call)
+
+
+def _call_of(error: OSError) -> str:
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if found := CALL.search(frame.line or ""):
+            return found[1]
+    return "use"

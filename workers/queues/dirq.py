@@ -15,6 +15,7 @@ that was taken, and the removal of the element itself, which only one can do, de
 Raises: QueueUnavailable for disk and permission errors, ClaimLost, NotSupported.
 Limits: at least once; the names are the format's, so a message cannot be given one. A lock whose
 holder vanished with its whole machine is broken when it is stale_after old, as by purge().
+Long because: claim, settle and what another may do between their calls are one story.
 See also: workers.dirq (the formats), beside, dirq_keep (the keeper's side), spool.
 """
 
@@ -32,7 +33,7 @@ from typing import Any
 from workers.board import Q, W
 from workers.dirq.elements import Elements, Lock, UnreadableError, time_of
 from workers.dirq.errors import QueueError
-from workers.errors import ClaimLost, NotSupported, QueueMissing
+from workers.errors import ClaimLost, NotSupported, QueueMissing, QueueRefused, QueueUnavailable
 from workers.message import Body, Claim
 from workers.queues import dirq_look, names
 from workers.queues.base import Capability, Consumer, Depth, Listed, Queue, Settings, Shown, State
@@ -49,7 +50,10 @@ log = logging.getLogger(__name__)
 STALE_AFTER_S = 600.0  # what purge() of the originals has for maxlock
 NAMED_MAX = 1000
 SURE_NS = 500_000_000  # a lock is broken at the age of a second or more, so one that was taken so recently is ours
-STUCK = frozenset({errno.EPERM, errno.EINVAL, errno.EISDIR, errno.ENOTDIR})
+STALE_AFTER_S_MIN = 2.0
+# This element alone: another user's that we may not touch, or what is no element. (EACCES may be said of the whole
+# queue as well; then all of them are named.)
+STUCK = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.EISDIR, errno.ENOTDIR})
 COUNTED = int(Q.COUNTED)
 
 
@@ -86,6 +90,11 @@ class Dirq(Locking):
         self.beside = Beside(elements.path, self.settings.state_dir, system)
         self.tokens = names.Tokens(system)
         self.stale_after_s = self.settings.stale_after_s or STALE_AFTER_S
+        if self.stale_after_s < STALE_AFTER_S_MIN:
+            raise QueueRefused(
+                f"stale_after = {self.stale_after_s:g}s is too short for {url}: it must be {STALE_AFTER_S_MIN:g}s or "
+                "more, for a lock is told from the next one of the same element by a second between the two"
+            )
         self._encode = encode
         self.member = 0  # its number in a set
         self._owner = ""
@@ -126,6 +135,17 @@ class Dirq(Locking):
             raise NotSupported(f"priority is not possible: a {self.protocol} queue has none")
         with self._unavailable("put a message into", self.place):
             return self.elements.add(self._encode(self._bytes(body)), durable=durable is not False)
+
+    def put_many(self, bodies: Sequence[Body], *, durable: bool | None = None) -> list[str]:
+        """See Queue.put_many: one after the other."""
+        entered: list[str] = []
+        try:
+            for body in bodies:
+                entered.append(self.put(body, durable=durable))  # noqa: PERF401 - those before a failure are named
+        except QueueUnavailable as error:
+            error.names = tuple(entered)
+            raise
+        return entered
 
     def _bytes(self, body: Body) -> bytes:
         if not isinstance(body, Path):
@@ -257,9 +277,10 @@ class Dirq(Locking):
         return Counts(max(counts.attempts + 1, claim.attempt), max(counts.crashes, claim.crashes))
 
     def _to_errors(self, claim: Claim, counts: Counts, reason: str, meta: dict[str, object]) -> None:
+        # Before anything that may fail and be tried again, for there the counts are forgotten.
+        claim.attempt, claim.crashes = counts.attempts, counts.crashes
         file = self._take_out(claim, self.beside.errors, self.marked(claim.name, counts))
         self.system.fsync_directory(self.beside.errors)
-        claim.attempt, claim.crashes = counts.attempts, counts.crashes
         facts: Facts = {
             "queue": self.url,
             "host": self.host,
@@ -379,9 +400,11 @@ class Dirq(Locking):
         count = 0
         with self._unavailable("requeue from", self.beside.errors):
             for line in tuple(self.list("errors")):
-                if line.name == name and self.elements.put_in(line.path, name) is not None:
-                    self.beside.forget(f"{line.path}.meta")
-                    count += 1
+                if line.name == name:
+                    self.beside.forget_count(name)  # that could not be removed when it came here
+                    if self.elements.put_in(line.path, name) is not None:
+                        self.beside.forget(f"{line.path}.meta")
+                        count += 1
         return count
 
     def pause(self) -> None:

@@ -7,11 +7,13 @@ worker had is unlocked, with its crash counted, or goes to errors/; what is due 
 and what others left over is swept, as purge() of the originals does.
 
 Raises: QueueUnavailable; the round is tried again. Keeper only.
+Long because: the parts of one round are read together.
 See also: dirq (claim and settle), beside (what is written where), spool_keep.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -53,6 +55,7 @@ class DirqKeeper(OwnersKeeper):
         self._sweep_at_ns = 0
         self.is_paused = False
         self.counted = 0  # elements with counts
+        self._kept_for_ever: set[str] = set()  # what could not be pruned and was spoken of
 
     # ---- the round
 
@@ -78,38 +81,50 @@ class DirqKeeper(OwnersKeeper):
         """See Keeper.keep."""
         kept = Kept()
         before_ns = self._system.boottime_ns()
-        self.round(kept)
-        self._words[Q.PAUSED], self._words[Q.COUNTED] = self.is_paused, self.counted
-        # All went well, so locks are touched in time.
+        self.touch()
+        self._words[Q.PAUSED] = self.is_paused
+        # Locks are touched in time, whatever fails of the rest: nobody need stop claiming for what is in its way.
         note_beat(self._words, before_ns, self._system.boottime_ns(), self.half_ns)
+        self.tidy(kept)
+        self._words[Q.COUNTED] = self.counted
         return kept
 
-    def round(self, kept: Kept) -> None:
-        """All of a round, but that nothing is said to the workers."""
+    def touch(self) -> None:
+        """The first half of a round, on which workers rely. Nothing is said to them."""
         try:
             listing = self._system.listdir(self._beside.path)
             self._queue.check_same()
             self.is_paused = "PAUSED" in listing
+            self._touch_all()
+        except OSError as error:
+            raise QueueUnavailable.at("keep", error.filename or self._queue.place, error) from error
+
+    def tidy(self, kept: Kept) -> None:
+        """The second half: releases, what is due, and seldom a sweep."""
+        try:
             owners = self._owners()
             self._release_unlisted(owners, kept)
             self._release_dead_neighbours(owners, kept)
-            self._touch_all()
             self._move_due(kept)
             self.counted = len(self._system.listdir(self._beside.counts))
             now_ns = self._system.boottime_ns()
             if now_ns >= self._sweep_at_ns:
-                self._sweep(owners, kept)
-                took_ns = self._system.boottime_ns() - now_ns
-                pause_ns = max(min(self._stale_ns // 8, int(SWEEP_S_MAX * 1e9)), 10 * took_ns)
-                self._sweep_at_ns = now_ns + pause_ns
+                try:
+                    self._sweep(owners, kept)
+                finally:
+                    took_ns = self._system.boottime_ns() - now_ns
+                    pause_ns = max(min(self._stale_ns // 8, int(SWEEP_S_MAX * 1e9)), 10 * took_ns)
+                    self._sweep_at_ns = now_ns + pause_ns
         except OSError as error:
             raise QueueUnavailable.at("keep", error.filename or self._queue.place, error) from error
 
     def _owners(self) -> dict[str, names.Owner]:
         found = {}
-        for file in self._system.listdir(self._beside.held):
-            if (owner := names.parse_owner(file)) is not None:
-                found[file] = owner
+        with self._system.scandir(self._beside.held) as entries:
+            for entry in entries:
+                # A record is a file: anything else of such a name is nobody's, and stays.
+                if entry.is_file(follow_symlinks=False) and (owner := names.parse_owner(entry.name)) is not None:
+                    found[entry.name] = owner
         return found
 
     # ---- touching
@@ -131,10 +146,13 @@ class DirqKeeper(OwnersKeeper):
 
     def _touch(self, owner: str) -> None:
         hand = self._beside.hand_of(owner)
-        if hand is not None and not self._is_in_hand(hand):
-            return  # it has been settled, or lost: a record that looked younger would let it be taken for ours
         record = os.path.join(self._beside.held, owner)
         try:
+            if hand is not None and not self._is_in_hand(hand):
+                # It has been settled, or lost: a record with a later time would let it be taken for ours. But to
+                # another host, which goes by ctime, it must not look like that of a worker that is gone.
+                self._system.utime(record, (hand.touched_ns, hand.touched_ns))
+                return
             # ORDER: the record, then the lock, to the same nanosecond: its holder takes a lock for its own up to the
             # time of its record. See test_a_lock_is_its_holders_at_every_moment_of_a_touch.
             self._system.utime(record)
@@ -173,7 +191,8 @@ class DirqKeeper(OwnersKeeper):
         if hand is not None and self._is_in_hand(hand):
             self._release_one(hand.name, f"{hand.inode}:{hand.at_ns}", death, kept)
             released.append(hand.name)
-        self._beside.remove(os.path.join(self._beside.held, death.owner))
+        with contextlib.suppress(IsADirectoryError):  # not the worker's; the record that stood there is gone
+            self._beside.remove(os.path.join(self._beside.held, death.owner))
         self._unlisted.discard(death.owner)
         return released
 
@@ -243,12 +262,6 @@ class DirqKeeper(OwnersKeeper):
 
     def _sweep(self, owners: dict[str, names.Owner], kept: Kept) -> None:
         limit_ns = self._elements.filesystem_now_ns() - self._stale_ns
-        swept = self._elements.sweep(limit_ns, limit_ns)
-        kept.temporary += swept.temporary
-        for name in swept.locks:
-            kept.too_old += 1
-            log.warning("%s: the stale lock of %s is broken", self._queue.url, name)
-            self._count_stale(name, kept)
         for file in self._system.listdir(self._beside.tmp):
             self._remove_older(os.path.join(self._beside.tmp, file), limit_ns, kept)
         for file in self._system.listdir(self._beside.counts):
@@ -259,6 +272,12 @@ class DirqKeeper(OwnersKeeper):
             if owner.kernel8 != self._kernel8:
                 self._remove_older(os.path.join(self._beside.held, file), limit_ns, kept)
         self._prune(kept)
+        swept = self._elements.sweep(limit_ns, limit_ns)
+        kept.temporary += swept.temporary
+        for name in swept.locks:
+            kept.too_old += 1
+            log.warning("%s: the stale lock of %s is broken", self._queue.url, name)
+            self._count_stale(name, kept)
 
     def _count_stale(self, name: str, kept: Kept) -> None:
         """Whoever had it is gone, or hangs: that is a crash, as with any other who died with it in hand."""
@@ -280,18 +299,29 @@ class DirqKeeper(OwnersKeeper):
             path = os.path.join(self._beside.errors, file)
             if file.endswith(META) and file.removesuffix(META) in known:
                 continue  # goes with its message
-            if self._is_older(path, limit_ns):
+            if not self._is_older(path, limit_ns):
+                continue
+            try:
                 self._remove(path)
-                self._beside.forget(f"{path}{META}")
-                kept.pruned += 1
+            except OSError as error:
+                if file not in self._kept_for_ever:
+                    self._kept_for_ever.add(file)
+                    log.warning("%s: %s is to be pruned and stays: %s", self._queue.url, names.shown(path), error)
+                continue
+            self._beside.forget(f"{path}{META}")
+            kept.pruned += 1
 
     def _remove(self, path: str) -> None:
-        """Remove the element at *path*: a file, or a directory of files."""
+        """Remove the element at *path*: a file, or a directory of files (and maybe a lock). Raises OSError."""
         if not self._system.is_directory(path):
             self._beside.remove(path)
             return
         for file in self._system.listdir(path):
-            self._beside.remove(os.path.join(path, file))
+            inner = os.path.join(path, file)
+            if self._system.is_directory(inner):
+                self._system.rmdir(inner)
+            else:
+                self._beside.remove(inner)
         self._system.rmdir(path)
 
     def _remove_older(self, path: str, limit_ns: int, kept: Kept) -> None:

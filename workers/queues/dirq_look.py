@@ -44,31 +44,43 @@ class Waiting(Source):
         return name
 
 
-def _told(elements: Elements[Any]) -> Iterator[tuple[str, bool]]:
-    """Each element, and whether it waits; of a Queue it takes a look at each."""
+def _told(elements: Elements[Any]) -> Iterator[tuple[str, State | None]]:
+    """Each name of an element, and whether it waits or is claimed; None for what can be no element."""
     for directory in elements.directories():
-        waiting = set(elements.waiting(directory, set()))
+        odd: set[str] = set()
+        unlocked = set(elements.waiting(directory, odd))
         for name in elements.names(directory):
-            yield name, name in waiting and (elements.lists_locks or elements.found_lock(name) is None)
+            yield name, None if name in odd else _state(elements, name, is_unlocked=name in unlocked)
+
+
+def _state(elements: Elements[Any], name: str, *, is_unlocked: bool) -> State | None:
+    """Of a Queue, whose listing says nothing of locks, by a look at each."""
+    if is_unlocked:
+        return "waiting" if elements.lists_locks or elements.found_lock(name) is None else "claimed"
+    if elements.lists_locks and elements.system.is_directory(elements.element_path(name)):
+        return None
+    return "claimed"
 
 
 def depth(elements: Elements[Any], beside: Beside) -> Depth:
     """Count by state: one pass over each directory. Of a lock nobody can say whose it is: its element is claimed."""
     now_s = elements.system.wall_ns() / 1e9
-    counts, oldest = {"waiting": 0, "claimed": 0}, {"waiting": now_s, "claimed": now_s}
-    for name, is_waiting in _told(elements):
-        state = "waiting" if is_waiting else "claimed"
+    counts, oldest, ignored = {"waiting": 0, "claimed": 0}, {"waiting": now_s, "claimed": now_s}, 0
+    for name, state in _told(elements):
+        if state is None:
+            ignored += 1
+            continue
         counts[state] += 1
         oldest[state] = min(oldest[state], time_of(name))
     ages = {state: min(max(now_s - first_s, 0.0), spool_look.AGE_S_MAX) for state, first_s in oldest.items()}
-    for state in ("deferred", "errors"):
-        counts[state], age = 0, spool_look.Ages(beside)
+    for kept in ("deferred", "errors"):
+        counts[kept], age = 0, spool_look.Ages(beside)
         with contextlib.suppress(FileNotFoundError):  # nobody has had to keep anything there
-            for place, file, name in spool_look.kept_files(beside, state):
-                counts[state] += 1
+            for place, file, name in spool_look.kept_files(beside, kept):
+                counts[kept] += 1
                 age.add(place, file, name)
-        ages[state] = age.age_s()
-    return Depth(counts["waiting"], counts["claimed"], counts["deferred"], counts["errors"], oldest_s=ages)
+        ages[kept] = age.age_s()
+    return Depth(counts["waiting"], counts["claimed"], counts["deferred"], counts["errors"], ignored, ages)
 
 
 def listed(elements: Elements[Any], beside: Beside, state: State | None = None) -> Iterator[Listed]:
@@ -80,8 +92,8 @@ def listed(elements: Elements[Any], beside: Beside, state: State | None = None) 
 def _lines(elements: Elements[Any], beside: Beside, state: State) -> Iterator[Listed]:
     if state in ("waiting", "claimed"):
         holders = _holders(beside) if state == "claimed" else {}
-        for name, is_waiting in _told(elements):
-            if is_waiting == (state == "waiting"):
+        for name, found in _told(elements):
+            if found == state:
                 path, counts = elements.element_path(name), beside.count_of(name)
                 yield Listed(name, state, path, counts.attempts + 1, counts.crashes, holders.get(name))
     elif state != "done":

@@ -48,20 +48,33 @@ def open_dirq(protocol: str, rest: str, settings: Settings, *, system: System, h
         known = ", ".join(OPTIONS[protocol])
         raise QueueRefused(f"{protocol}:{rest}: there is no option {unknown[0]!r}; there is {known}")
     try:
-        umask = int(options["umask"], 8) if "umask" in options else None
-        rndhex = int(options["rndhex"], 16) if "rndhex" in options else None
+        umask = _number(options, "umask", 8, 0o777)
+        rndhex = _number(options, "rndhex", 16, 0xF)
         if protocol == "dirq-simple":
-            granularity = int(options.get("granularity", "60"))
-            elements: Elements[Any] = SimpleElements(path, umask, rndhex, granularity, system=system)
+            granularity = _number(options, "granularity", 10)
+            elements: Elements[Any] = SimpleElements(
+                path, umask, rndhex, 60 if granularity is None else granularity, system=system
+            )
             encode: Callable[[bytes], object] = bytes
         else:
             schema = parse_schema(options.get("schema") or DEFAULT_SCHEMA)
             key = body_key(schema)
-            elements = SchemaElements(path, umask, rndhex, int(options.get("maxelts", "16000")), key, system=system)
+            maxelts = _number(options, "maxelts", 10)
+            elements = SchemaElements(path, umask, rndhex, 16000 if maxelts is None else maxelts, key, system=system)
             encode = functools.partial(_as_parts, check_schema(schema), key)
     except (ValueError, QueueError) as error:
         raise QueueRefused(f"{protocol}:{rest}: {error}") from error
     return Dirq(url, elements, encode, settings, system=system, host=host)
+
+
+def _number(options: Mapping[str, str], key: str, base: int, most: int | None = None) -> int | None:
+    """The option *key*, digits of that *base*, or None where it is not there. Raises ValueError."""
+    text = options.get(key)
+    if text is None:
+        return None
+    if not text.isalnum() or (most is not None and int(text, base) > most):
+        raise ValueError(f"{key} = {text!r} is no such number")
+    return int(text, base)
 
 
 def _as_parts(parts: Mapping[str, Part], key: str, body: bytes) -> dict[str, bytes]:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from workers.board import Q
-from workers.errors import NotSupported, QueueRefused
+from workers.errors import NotSupported, QueueRefused, QueueUnavailable
 from workers.message import Body, Claim
 from workers.queues.base import (
     Capability,
@@ -206,17 +206,25 @@ class SetKeeper(Keeper):
         """See Keeper.keep."""
         kept = Kept()
         before_ns = self._system.boottime_ns()
-        for keeper in self._keepers:
-            keeper.round(kept)
+        # What one of them cannot do keeps no other from doing it: their locks would not be touched.
+        good, errors = _tried(self._keepers, lambda keeper: keeper.touch())
         self._words[Q.PAUSED] = any(keeper.is_paused for keeper in self._keepers)
+        if not errors:
+            half_ns = min(keeper.half_ns for keeper in self._keepers)
+            note_beat(self._words, before_ns, self._system.boottime_ns(), half_ns)
+        errors += _tried(good, lambda keeper: keeper.tidy(kept))[1]
         self._words[Q.COUNTED] = sum(keeper.counted for keeper in self._keepers)
-        half_ns = min(keeper.half_ns for keeper in self._keepers)
-        note_beat(self._words, before_ns, self._system.boottime_ns(), half_ns)
+        if errors:
+            raise errors[0]
         return kept
 
     def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
         """See Keeper.release_owner."""
-        return [name for keeper in self._keepers for name in keeper.release_owner(owner, cause, note)]
+        released: list[str] = []
+        errors = _tried(self._keepers, lambda keeper: released.extend(keeper.release_owner(owner, cause, note)))[1]
+        if errors:
+            raise errors[0]
+        return released
 
     def depth(self, *, is_exact: bool) -> Depth:
         """See Keeper.depth."""
@@ -226,6 +234,21 @@ class SetKeeper(Keeper):
         """See Keeper.leave."""
         for keeper in self._keepers:
             keeper.leave()
+
+
+def _tried(
+    keepers: Sequence[DirqKeeper], act: Callable[[DirqKeeper], None]
+) -> tuple[list[DirqKeeper], list[QueueUnavailable]]:
+    """Call *act* for each of *keepers*: those that did it, and why the others did not."""
+    good, errors = [], []
+    for keeper in keepers:
+        try:
+            act(keeper)
+        except QueueUnavailable as error:
+            errors.append(error)
+        else:
+            good.append(keeper)
+    return good, errors
 
 
 def summed(depths: Sequence[Depth]) -> Depth:
