@@ -7,7 +7,8 @@ with a sentence that names both.
 
 Delivery is at least once: after a crash or a lost lease a message may be handled
 twice; it is never lost, never half visible, and no two live claimers settle it.
-See also: spool (the protocol of this project), tests/contract (what all must do).
+Long because: the contract is read as one, by who writes a protocol.
+See also: spool (the protocol of this project), dirq, tests/contract (what all must do).
 """
 
 from __future__ import annotations
