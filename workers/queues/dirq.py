@@ -235,16 +235,18 @@ class Dirq(Locking):
         """See Queue.done: the element is removed, which only one can do."""
         lock = self._lock_of(claim)
         self._close(claim)
-        with self._settling("finish", claim):
+        try:
             self._check_held(claim, lock)
-            try:
-                if not self.elements.remove(claim.name):
-                    self._lost(claim)
-            except QueueError as error:
-                # It is handled, and what lies in it is not ours to remove.
-                self._to_errors(claim, Counts(claim.attempt, claim.crashes), f"left by a handler: {error}", {})
+            if not self.elements.remove(claim.name):
+                self._lost(claim)
             if claim.attempt > 1 or claim.crashes:
                 self.beside.forget_count(claim.name)
+        except QueueError as error:
+            # It is handled, and what lies in it is not ours to remove.
+            with self._settling("finish", claim):
+                self._to_errors(claim, Counts(claim.attempt, claim.crashes), f"left by a handler: {error}", {})
+        except OSError as error:
+            raise self.beside.unavailable("finish", claim.path, error) from error
 
     def retry(self, claim: Claim, after_s: float | None = None, meta: dict[str, object] | None = None) -> bool:
         """See Queue.retry: the element waits beside the queue until it is due."""
