@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import FakeSystem, World
+from tests.rig import FakeSystem, Words, World
 from tests.rig_dirq import DIRQ_SETTINGS, SCHEMA, SIMPLE, DirqPool
 from tests.unit.test_spool import as_nobody, open_place
 from workers.board import Q, W, WorkerText
@@ -500,6 +500,14 @@ def test_the_record_of_another_hosts_idle_worker_stays_as_long_as_its_keeper_doe
     assert far.keeping.release_owner(owner, "died") == [name]
 
 
+def test_the_record_of_a_neighbour_whose_keeper_hangs_stays_for_the_kernel_says_that_it_lives(make):
+    hangs, pool = make(pid=4001), make(pid=4002)
+    put(hangs)
+    settle(hangs.queue, "done", hangs.claim())
+    pool.rounds(12, every_s=STALE_S / 4)
+    assert hangs.queue._owner in os.listdir(beside(pool, "held"))
+
+
 # ---- hostile records
 
 
@@ -535,6 +543,20 @@ def test_a_record_that_is_none_stops_no_round_no_release_and_no_listing(make, ho
     pool.rounds(3, every_s=STALE_S)
     assert pool.claim().name == name  # by its age
     assert Path("/etc/passwd").exists()
+
+
+def test_a_record_that_leads_out_of_the_queue_to_a_lock_breaks_none(make, tmp_path):
+    """Whoever wrote it knows inode and time of the file that he would have removed."""
+    pool = make()
+    target = tmp_path / "secret" / "locked" if pool.kind == SCHEMA else tmp_path / "secret.lck"
+    (tmp_path / "secret").mkdir()
+    target.mkdir() if pool.kind == SCHEMA else target.touch()
+    seen = pool.system.lstat(str(target))
+    _, owner = hold(pool)
+    beside(pool, "held", owner).write_text(f"../secret {seen.st_ino} {seen.st_mtime_ns}\n")
+    assert pool.keeping.release_owner(owner, "died") == []
+    assert target.exists()
+    assert os.listdir(beside(pool, "counts")) == []
 
 
 @pytest.mark.parametrize("how", sorted(HOSTILE))
@@ -593,6 +615,42 @@ def test_a_stale_lock_counts_in_the_same_round_however_often_there_is_one(pool):
     assert (claim.attempt, claim.crashes) == (1, 2)
 
 
+def test_a_stale_message_at_its_limit_that_another_takes_at_once_is_left_to_him(make):
+    settings = replace(DIRQ_SETTINGS, crash_limit=1)
+    pool, other = make(settings=settings), make(host="two", settings=settings)
+    name = put(pool)
+    pool.queue.elements.lock(name)
+    taken = []
+
+    def take(call, arguments):
+        if call == "open" and "/tmp/" in arguments[0] and not taken:  # the count is about to be written
+            taken.append(other.queue.elements.lock(name))
+
+    pool.keeper_system.before = take
+    assert pool.rounds(every_s=2 * STALE_S).too_old == 1
+    assert taken[0] is not None
+    assert everything(pool) == {"claimed": [b"content"]}
+    assert other.queue.elements.is_held(taken[0])
+
+
+@pytest.mark.parametrize("is_failing", [False, True])
+def test_a_sweep_is_seldom_for_it_lists_the_whole_queue(pool, is_failing):
+    directory = str(pool.place / put(pool)[:8])
+    listed = []
+
+    def count(call, arguments):
+        if call == "listdir" and arguments[0] == directory:
+            listed.append(arguments)
+            if is_failing:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), directory)
+
+    pool.keeper_system.before = count
+    for _ in range(50):
+        with suppress(QueueUnavailable):
+            pool.rounds()
+    assert 2 <= len(listed) <= 50 / (STALE_S / 8) + 1
+
+
 def test_a_lock_that_is_touched_is_never_broken(make):
     pool, other = make(host="one"), make(host="two")
     name = put(pool)
@@ -645,18 +703,40 @@ def test_a_lock_is_its_holders_at_every_moment_of_a_touch(pool):
     assert [call for call, is_ours in moments if not is_ours] == []
 
 
-def test_what_is_held_for_a_short_time_is_not_touched(pool):
+def test_a_touch_gives_the_record_and_the_lock_one_time_however_long_it_takes(pool):
+    """By that time the next round knows that the lock is still the one of the record."""
+    name = put(pool)
+    claim = pool.claim()
+    work(pool, pool.queue)
+
+    def tick(call, arguments):
+        if call == "utime":
+            pool.world.advance(0)
+
+    pool.keeper_system.before = pool.keeper_system.after = tick
+    for _ in range(60):
+        pool.rounds(every_s=TOUCH_S)
+        touched_s, now_s = lock_times(pool, name)
+        assert now_s - touched_s < 3 * TOUCH_S
+    settle(pool.queue, "done", claim)
+
+
+def test_what_is_held_for_a_short_time_is_not_touched_however_often_there_is_something(pool):
     put(pool)
     pool.claim()
     pool.rounds()
-    work(pool, pool.queue)
     pool.keeper_system.calls.clear()
-    pool.rounds(2)
+    for _ in range(5):
+        pool.world.advance(TOUCH_S / 2)
+        work(pool, pool.queue)
+        pool.keeper.keep()
     assert "utime" not in pool.keeper_system.calls
 
 
-def test_a_claim_that_was_lost_is_not_touched_and_not_taken_for_ours_again(make):
-    pool, other = make(host="one"), make(host="two")
+@pytest.mark.parametrize("host", ["one", "two"])
+def test_a_claim_that_was_lost_is_not_touched_and_not_taken_for_ours_again(make, host):
+    """To another host's keeper our record is old by then; to one of this host it says that we live."""
+    pool, other = make(host="one"), make(host=host)
     name = put(pool)
     claim = pool.claim()
     work(pool, pool.queue)
@@ -678,6 +758,20 @@ def test_a_record_that_vanished_fails_no_round(pool):
     for path in beside(pool, "held").iterdir():
         path.unlink()
     pool.rounds(5, every_s=TOUCH_S)
+
+
+@pytest.mark.parametrize("cause", ["died", "timeout", "stopped"])
+def test_the_death_of_a_worker_that_had_lost_its_message_changes_nothing_of_the_others(make, cause):
+    pool, other = make(), make()
+    name = put(pool)
+    pool.queue.settled(pool.claim())
+    pool.world.advance(2 * STALE_S)
+    assert other.rounds(2).too_old == 1
+    theirs = other.claim()
+    assert pool.keeping.release_owner(pool.bury(), cause) == []
+    assert counts_of(pool, name) == (0, 1)
+    assert other.queue.elements.is_held(theirs.lock)
+    settle(other.queue, "done", theirs)
 
 
 # ---- the fence
@@ -727,6 +821,37 @@ def test_a_settle_after_the_lock_was_broken_and_nobody_took_it_counts(make, verb
     assert other.rounds(2).too_old == 1
     settle(pool.queue, verb, claim)
     assert everything(pool) == STATE_AFTER[verb]
+
+
+@pytest.mark.parametrize("verb", SETTLES)
+def test_a_settle_that_fails_after_its_lock_was_taken_again_is_tried_again(make, verb):
+    pool, other = make(host="one"), make(host="two")
+    put(pool)
+    claim = pool.claim()
+    pool.world.advance(2 * STALE_S)
+    assert other.rounds(2).too_old == 1
+    pool.system.fail_all("rename unlink rmdir", errno.EIO)
+    with pytest.raises(QueueUnavailable):
+        getattr(pool.queue, verb)(claim, *(("no",) if verb == "reject" else ()))
+    pool.system.before = None
+    assert other.queue.claim() is None
+    settle(pool.queue, verb, claim)
+    assert everything(pool) == STATE_AFTER[verb]
+
+
+@pytest.mark.parametrize("verb", SETTLES)
+def test_on_a_network_filesystem_a_lock_is_looked_at_however_young_it_is(make, verb):
+    """Its clock is not ours: what was locked a moment ago may have been broken by another host."""
+    pool, other = make(network="nfs"), make(host="two", network="nfs")
+    name = put(pool)
+    claim = pool.claim()
+    other.queue.elements.unlock(name)
+    theirs = other.queue.elements.lock(name)
+    if pool.kind == SIMPLE:  # no younger than any lock that may be broken
+        os.utime(pool.place / name, ns=(theirs.at_ns + 2 * 10**9,) * 2)
+    with pytest.raises(ClaimLost):
+        settle(pool.queue, verb, claim)
+    assert everything(pool) == {"claimed": [b"content"]}
 
 
 @pytest.mark.parametrize("verb", SETTLES)
@@ -892,6 +1017,35 @@ def test_counts_of_what_still_waits_are_never_swept(pool):
     assert pool.claim().attempt == 2
 
 
+@pytest.mark.parametrize("verb", ["done", "retry", "reject"])
+def test_counts_go_with_what_leaves_the_queue(pool, verb):
+    put(pool)
+    settle(pool.queue, "retry", pool.claim())
+    pool.rounds(3)
+    claim = pool.claim()
+    assert len(os.listdir(beside(pool, "counts"))) == 1
+    settle(pool.queue, verb, claim)
+    assert os.listdir(beside(pool, "counts")) == []
+
+
+def test_on_a_network_filesystem_counts_are_read_that_another_host_wrote_a_moment_ago(make):
+    pool = make(network="nfs")
+    name = put(pool)
+    pool.queue.beside.write_count(name, replace(pool.queue.beside.count_of(name), attempts=2, crashes=1))
+    claim = pool.claim()
+    assert (pool.words[Q.COUNTED], claim.attempt, claim.crashes) == (0, 3, 1)
+
+
+def test_counts_that_cannot_be_put_in_their_place_leave_nothing(pool):
+    _, owner = hold(pool)
+    pool.keeper_system.fail_all("rename", errno.EIO)
+    with pytest.raises(QueueUnavailable):
+        pool.keeping.release_owner(owner, "died")
+    pool.keeper_system.before = None
+    assert os.listdir(beside(pool, "tmp")) == os.listdir(beside(pool, "counts")) == []
+    assert pool.queue.claim() is None  # it is released when its crash can be counted
+
+
 def test_no_counts_are_read_while_there_are_none(pool):
     put(pool)
     pool.system.calls.clear()
@@ -947,9 +1101,19 @@ def test_what_is_old_in_errors_is_pruned_with_its_meta(make):
     pool = make(settings=replace(DIRQ_SETTINGS, keep_errors_s=1000.0))
     put(pool)
     settle(pool.queue, "reject", pool.claim())
-    pool.rounds(9, every_s=100)
+    assert pool.rounds(9, every_s=100).pruned == 0
     assert pool.queue.depth().errors == 1
-    pool.rounds(3, every_s=100)
+    assert pool.rounds(3, every_s=100).pruned == 1
+    assert os.listdir(beside(pool, "errors")) == []
+
+
+def test_a_meta_whose_message_is_gone_is_pruned_too(make):
+    pool = make(settings=replace(DIRQ_SETTINGS, keep_errors_s=100.0))
+    put(pool)
+    settle(pool.queue, "reject", pool.claim())
+    (line,) = pool.queue.list("errors")
+    os.rename(line.path, f"{pool.place}.elsewhere")
+    pool.rounds(3, every_s=STALE_S)
     assert os.listdir(beside(pool, "errors")) == []
 
 
@@ -1158,6 +1322,24 @@ def test_an_element_without_its_body_is_rejected_with_the_reason(tmp_path):
     assert pool.queue.depth().errors == 1
 
 
+def test_an_element_without_its_body_whose_claim_cannot_be_recorded_is_not_locked(tmp_path):
+    pool = DirqPool(tmp_path / "queue", World(tmp_path), SCHEMA)
+    settle(pool.queue, "done", pool.claim() if put(pool) else None)
+    name = put(pool)
+    (pool.place / name / "body").unlink()
+
+    def full(call, arguments):
+        if call == "pwrite":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    pool.system.before = full
+    with pytest.raises(QueueUnavailable):
+        pool.queue.claim()
+    pool.system.before = None
+    assert not (pool.place / name / "locked").exists()
+    assert pool.claim().trouble
+
+
 def test_an_element_in_which_a_handler_left_a_file_goes_to_errors_when_it_is_done(tmp_path):
     pool = DirqPool(tmp_path / "queue", World(tmp_path), SCHEMA, settings=replace(DIRQ_SETTINGS, keep_errors_s=100.0))
     name = put(pool)
@@ -1297,6 +1479,52 @@ def test_no_claim_without_a_young_round_and_a_fresh_owner_after_a_gap(pool):
     assert pool.queue._owner != owner
     assert os.listdir(beside(pool, "held")) == [pool.queue._owner]
     assert pool.board.worker(0).text(WorkerText.OWNER) == pool.queue._owner
+
+
+def test_a_worker_that_sees_a_young_round_sees_the_gap_before_it(pool):
+    """The keeper's first round after a gap comes between the worker's looks at the two words."""
+    put(pool)
+    put(pool)
+    pool.claim()
+    owner, looks = pool.queue._owner, []
+
+    def keep(_, word):
+        if word in (Q.BEAT_NS, Q.LAPSES):
+            looks.append(word)
+            if len(looks) == 2:
+                pool.keeper.keep()
+
+    pool.queue._words = Words(pool.words, keep)
+    pool.world.advance(STALE_S)
+    assert pool.queue.claim() is None or pool.queue._owner != owner
+    assert pool.claim()
+    assert pool.queue._owner != owner
+
+
+def test_the_board_shows_an_owner_before_its_record_is_there(pool):
+    shown = []
+
+    def look(call, arguments):
+        if call == "open" and "/held/" in arguments[0]:
+            shown.append(os.path.basename(arguments[0]) == pool.board.worker(0).text(WorkerText.OWNER))
+
+    pool.system.before = look
+    put(pool)
+    pool.claim()
+    assert shown == [True]
+
+
+def test_names_that_were_read_before_a_pause_are_forgotten(pool):
+    first = put(pool)
+    put(pool)
+    settle(pool.queue, "reject", pool.claim())
+    pool.queue.pause()
+    pool.rounds()
+    assert pool.queue.claim() is None
+    assert pool.queue.requeue(first) == 1
+    pool.queue.resume()
+    pool.rounds()
+    assert pool.claim().name == first
 
 
 def test_a_worker_alone_says_that_its_keeper_has_died(pool):

@@ -299,11 +299,14 @@ def test_the_round_of_one_queue_that_fails_keeps_no_other_from_its_own(pool):
     (pool.place / "a").mkdir()
     before_ns = (pool.place / "c" / name).stat().st_mtime_ns
     beat_ns = pool.words[Q.BEAT_NS]
-    for _ in range(4):
+    (pool.beside(0, "counts") / "00000000.00000000000000").write_text("1 1 \n")  # of what is not there now
+    for _ in range(60):
         with pytest.raises(QueueUnavailable, match="/a: another directory is there now"):
             pool.rounds(every_s=5)
     assert (pool.place / "c" / name).stat().st_mtime_ns > before_ns
+    assert [line.name for line in pool.queue.members[2].list("claimed")] == [name]
     assert os.listdir(pool.place / "a") == []
+    assert len(os.listdir(pool.beside(0, "counts"))) == 1
     assert pool.words[Q.BEAT_NS] == beat_ns
     (pool.place / "a").rmdir()
     away.rename(pool.place / "a")

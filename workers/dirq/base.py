@@ -194,15 +194,19 @@ def read_file(system: System, path: str) -> tuple[bytes, os.stat_result]:
     """What is in the file *path*, and its fstat. Raises OSError: EINVAL when it is no regular file."""
     fd = system.open(path, OPEN_BODY)
     try:
-        found = system.fstat(fd)
-        if not is_regular(found):
-            raise OSError(errno.EINVAL, "is no regular file", path)
-        data = system.read(fd, found.st_size + 1)
-        if len(data) != found.st_size:
-            parts = [data]
-            while part := system.read(fd, 1 << 20):
-                parts.append(part)
-            data = b"".join(parts)
-        return data, found
-    finally:
-        system.close(fd)
+        try:
+            found = system.fstat(fd)
+            if not is_regular(found):
+                raise OSError(errno.EINVAL, "is no regular file")
+            data = system.read(fd, found.st_size + 1)
+            if len(data) != found.st_size:
+                parts = [data]
+                while part := system.read(fd, 1 << 20):
+                    parts.append(part)
+                data = b"".join(parts)
+        finally:
+            system.close(fd)
+    except OSError as error:
+        error.filename = path  # of a descriptor's error nobody knows it
+        raise
+    return data, found

@@ -365,22 +365,25 @@ class Elements(ABC, Generic[Data]):
             return
 
     def _make_file(self, path: str, data: bytes, *, durable: bool) -> None:
-        """Make *path* with *data*, all of it. When that fails, the caller forgets it; not on FileExistsError."""
+        """Make *path* with *data*, all of it; nothing is left when that fails. Raises OSError."""
         system, mode = self.system, FILE_MODE if self.umask is None else FILE_MODE & ~self.umask
         fd = system.open(path, CREATE, mode)
         try:
-            if self.umask is not None:
-                self._allow(fd, system.fstat(fd), mode)
-            written = system.write(fd, data) if data else 0
-            while written < len(data):
-                written += system.write(fd, data[written:])
-            if durable:
-                system.fsync(fd)
-        except OSError as error:
-            error.filename = path  # of a descriptor's error nobody knows it
+            try:
+                if self.umask is not None:
+                    self._allow(fd, system.fstat(fd), mode)
+                written = system.write(fd, data) if data else 0
+                while written < len(data):
+                    written += system.write(fd, data[written:])
+                if durable:
+                    system.fsync(fd)
+            finally:
+                system.close(fd)
+        except BaseException as error:
+            self._forget(path)
+            if isinstance(error, OSError):
+                error.filename = path  # of a descriptor's error nobody knows it
             raise
-        finally:
-            system.close(fd)
 
     def _mkdir(self, path: str) -> bool:
         """Make the directory *path*; False when something is there already."""
@@ -428,7 +431,7 @@ class Elements(ABC, Generic[Data]):
             self._make_path(parent)
             is_made = self._mkdir(path)
         if not is_made and not self.system.is_directory(path, is_followed=True):
-            raise FileExistsError(errno.EEXIST, "is no directory", path)
+            self.system.mkdir(path)  # raises what it was told before
 
     def _sync_name_of(self, directory: str) -> None:
         """Make the name of the intermediate *directory* durable, once, and that of the queue."""

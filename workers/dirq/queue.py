@@ -28,7 +28,7 @@ from workers.dirq.errors import QueueError, QueueLockError
 from workers.dirq.queue_set import QueueSet
 from workers.dirq.schema import Value, check_schema, decoded, encoded
 from workers.dirq.schema_elements import SchemaElements
-from workers.dirq.told import refused, told
+from workers.dirq.told import refused, told, worded
 from workers.system import SYSTEM, System
 
 __all__ = ["LOCKED_DIRECTORY", "OBSOLETE_DIRECTORY", "TEMPORARY_DIRECTORY", "Queue", "QueueError", "QueueSet"]
@@ -139,7 +139,7 @@ class Queue(QueueBase):
                 if part.is_mandatory:
                     raise QueueError(f"missing data file: {path}") from None
             except UnicodeDecodeError as error:
-                raise OSError(errno.EILSEQ, str(error), path) from error
+                raise worded(OSError(errno.EILSEQ, str(error), path), "read") from error
         return data
 
     @told

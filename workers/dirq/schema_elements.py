@@ -89,8 +89,9 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
                 name = self._publish(temporary, durable=durable)
                 break
             except FileNotFoundError:
-                # RACE: a peer's purge removes directories in temporary/ however young they are.
-                # See test_D1_add_starts_again_when_its_temporary_directory_is_purged.
+                # RACE: a peer's purge has removed it, which it does however young it is, or the intermediate directory.
+                # See test_D1_add_starts_again_when_its_temporary_directory_is_purged
+                # and test_D23_add_survives_the_purge_of_the_directory_that_it_has_chosen.
                 self._discard(temporary, data)
                 if attempt == ATTEMPTS_MAX:
                     raise
@@ -107,25 +108,23 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         self._undo_mkdir(temporary)
 
     def _publish(self, temporary: str, *, durable: bool) -> str:
-        """Move the written *temporary* into an intermediate directory; the full name."""
+        """Move the written *temporary* into an intermediate directory, under its own name if that is free; its name."""
+        element = temporary[-14:]
         for attempt in range(1, ATTEMPTS_MAX + 1):
             directory = self._insertion_directory()
             if durable:
                 self._sync_name_of(directory)
-            name = f"{directory}/{self._fresh()}"
+            name = f"{directory}/{element}"
             try:
                 self.system.rename(temporary, f"{self.path}/{name}")
             except FileNotFoundError:
-                if self._is_moved(temporary, f"{self.path}/{name}"):
-                    break
-                # RACE: a purge has removed the directory since it was chosen.
-                # See test_D23_add_survives_the_purge_of_the_directory_that_it_has_chosen.
-                self._insertion = ""
-                if attempt == ATTEMPTS_MAX or not self._is_there(temporary):
+                if not self._is_moved(temporary, f"{self.path}/{name}"):
                     raise
+                break
             except OSError as error:
                 if error.errno not in TAKEN or attempt == ATTEMPTS_MAX:
                     raise
+                element = self._fresh()
             else:
                 break
         return name
@@ -247,9 +246,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         try:
             parts = self._parts(name)
         except FileNotFoundError:
-            if not self.is_network:
-                return False
-            raise
+            return False
         obsolete = self._move_to_obsolete(f"{self.path}/{name}")
         if obsolete is None:
             return False

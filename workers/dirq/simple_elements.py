@@ -39,6 +39,7 @@ from workers.dirq.elements import (
 )
 from workers.system import SYSTEM, System
 
+LISTED_NS = 500_000_000  # a listing is good for so long: a touch that comes later would look like a later lock
 BREAKABLE_NS = 10**9  # a younger lock is never broken, so what is closer to our lock's time is ours
 
 
@@ -58,6 +59,7 @@ class SimpleElements(Elements[bytes]):
     ) -> None:
         super().__init__(path, umask, rndhex, system)
         self.granularity = granularity
+        self._listed: tuple[int, set[str]] = (0, set())  # when names() has listed last, and what was not locked there
         self._insertion = (0, "00000000")  # the directory of the last add: when it began, and its name
 
     # ---- the queue
@@ -66,12 +68,23 @@ class SimpleElements(Elements[bytes]):
         """See Elements.add: open, write, close, link, unlink."""
         system = self.system
         for attempt in range(1, ATTEMPTS_MAX + 1):
-            directory = self._insertion_directory()
-            name = f"{directory}/{self._names.fresh(system.wall_ns(), self.rndhex)}"
+            now_ns = system.wall_ns()
+            directory = self._directory_at(now_ns)
+            name = f"{directory}/{self._names.fresh(now_ns, self.rndhex)}"
             path = f"{self.path}/{name}"
             temporary = path + TEMPORARY_SUFFIX
             try:
                 self._make_file(temporary, data, durable=durable)
+            except FileExistsError:  # another writer with our digit has begun with that name
+                if attempt == ATTEMPTS_MAX:
+                    raise
+                continue
+            except FileNotFoundError:
+                if attempt == ATTEMPTS_MAX:
+                    raise
+                self._mkdir(f"{self.path}/{directory}")
+                continue
+            try:
                 if durable:
                     self._sync_name_of(directory)
                 try:
@@ -80,16 +93,12 @@ class SimpleElements(Elements[bytes]):
                     if not self._is_linked(temporary, path):
                         name = self._link(temporary, directory)
                 break
-            except FileExistsError:  # a temporary file of another writer with our digit; it is not ours to unlink
-                if attempt == ATTEMPTS_MAX:
-                    raise
             except FileNotFoundError:
-                # RACE: a purge has removed the directory, or the temporary file.
+                # RACE: a purge has removed the temporary file, and perhaps the directory.
                 # See test_D10_a_directory_that_is_purged_meanwhile_is_made_again.
                 self._forget(temporary)
                 if attempt == ATTEMPTS_MAX:
                     raise
-                self._mkdir(f"{self.path}/{directory}")
             except BaseException:
                 self._forget(temporary)
                 raise
@@ -119,6 +128,18 @@ class SimpleElements(Elements[bytes]):
             return name
         raise FileNotFoundError(errno.ENOENT, "is removed as often as it is made", f"{self.path}/{directory}")
 
+    def names(self, directory: str) -> list[str]:
+        """See Elements.names. lock() goes by the same listing, for a moment."""
+        listed_ns = self.system.boottime_ns()
+        try:
+            found = self.system.listdir(f"{self.path}/{directory}")
+        except FileNotFoundError:  # a peer's purge has taken it
+            return []
+        names = [f"{directory}/{element}" for element in sorted(filter(ELEMENT.match, found))]
+        locked = {f"{directory}/{file[:-4]}" for file in found if file.endswith(LOCKED_SUFFIX)}
+        self._listed = (listed_ns, set(names) - locked)
+        return names
+
     def waiting(self, directory: str, odd: set[str]) -> list[str]:
         """See Elements.waiting: without those whose lock is in the same listing."""
         found, locked = [], set()
@@ -139,7 +160,7 @@ class SimpleElements(Elements[bytes]):
 
     def count(self) -> int:
         """See Elements.count."""
-        return sum(len(self.names(directory)) for directory in self.directories())
+        return sum(len(super(SimpleElements, self).names(directory)) for directory in self.directories())
 
     # ---- one element
 
@@ -155,13 +176,12 @@ class SimpleElements(Elements[bytes]):
         path = f"{self.path}/{name}"
         lock_path = path + LOCKED_SUFFIX
         since_ns = system.boottime_ns()
+        listed_ns, unlocked = self._listed
         try:
-            found = system.lstat(path)
-            if not is_regular(found):
-                raise OSError(errno.EINVAL, "is no regular file", path)
             # What is locked already is not touched, or who looks often would keep a dead holder's lock young.
-            # (A file may have several names for other reasons: one that add_path has brought, or a killed add.)
-            if found.st_nlink > 1 and self._is_there(lock_path):
+            if name in unlocked and since_ns - listed_ns < LISTED_NS:
+                unlocked.discard(name)
+            elif self._looks_locked(path, lock_path):
                 return None
             # ORDER: touch, then link. The lock has the element's time, so the lock of an old element would be born
             # stale, and a purge by any peer could give it to a second one.
@@ -177,9 +197,19 @@ class SimpleElements(Elements[bytes]):
         except BaseException:
             self._forget(lock_path)
             raise
+        if not is_regular(found):
+            self._forget(lock_path)
+            raise OSError(errno.EINVAL, "is no regular file", path)
         if found.st_nlink < 2 and self._is_over(name):
             return None
         return Lock(name, found.st_ino, found.st_mtime_ns, since_ns)
+
+    def _looks_locked(self, path: str, lock_path: str) -> bool:
+        found = self.system.lstat(path)
+        if not is_regular(found):
+            raise OSError(errno.EINVAL, "is no regular file", path)
+        # A file may have several names for other reasons: one that add_path has brought, or a killed add.
+        return found.st_nlink > 1 and self._is_there(lock_path)
 
     def _is_over(self, name: str) -> bool:
         """Whether the element that we have locked, and of which one name is left, was removed; unlocks it then."""
@@ -198,7 +228,8 @@ class SimpleElements(Elements[bytes]):
         lock_path = path + LOCKED_SUFFIX
         since_ns = system.boottime_ns()
         try:
-            system.utime(path)  # ORDER: as in lock(), see there
+            # ORDER: touch, then link, as in lock(). See test_D7_open_locked_never_has_an_old_lock_either.
+            system.utime(path)
             system.link(path, lock_path)
         except (FileNotFoundError, FileExistsError):
             return None
@@ -396,7 +427,10 @@ class SimpleElements(Elements[bytes]):
     # ---- inside
 
     def _insertion_directory(self) -> str:
-        seconds = self.system.wall_ns() // 10**9
+        return self._directory_at(self.system.wall_ns())
+
+    def _directory_at(self, now_ns: int) -> str:
+        seconds = now_ns // 10**9
         if self.granularity > 1:
             seconds -= seconds % self.granularity
         directory = self._insertion
