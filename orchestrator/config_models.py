@@ -32,6 +32,7 @@ from pydantic_core import PydanticCustomError
 from orchestrator.config_values import (
     NAME,
     QUEUE_NAME,
+    WITH_OPTIONS,
     absolute_url,
     duration_text,
     host_name,
@@ -360,6 +361,10 @@ def combinations(queue: QueueConfig) -> list[Found]:
 
 def _lease_combinations(queue: QueueConfig) -> list[Found]:
     found: list[Found] = []
+    scheme = queue.url.partition(":")[0]
+    if scheme in (*WITH_OPTIONS, "set"):
+        none = [key for key in ("lease_interval", "lease_timeout", "keep_done") if getattr(queue, key) is not None]
+        return [((key, "url"), f"{key} is not possible: a {scheme} queue has none") for key in none]
     interval_s, interval = _or_new(queue.lease_interval, LEASE_INTERVAL_S)
     timeout_s, timeout = _or_new(queue.lease_timeout, LEASE_TIMEOUT_S)
     stale_s, stale = _or_new(queue.stale_after, STALE_AFTER_S)

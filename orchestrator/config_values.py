@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from workers.board import WORKERS_MAX
+from workers.queues.dirq_url import parse_options
 from workers.queues.open import SCHEMES, split_set
 
 KNOWN = SCHEMES  # of queue URLs that there is a protocol for
@@ -37,7 +38,7 @@ _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?) ?(ms|s|m|h|d)?\Z", re.ASCII)
 _SIZE = re.compile(r"([0-9]{1,15}) ?([KMGT]?)(?:i?B)?\Z", re.ASCII | re.IGNORECASE)
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)\Z", re.DOTALL)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+._-]*):(.*)\Z", re.DOTALL)
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}\Z")
 
 
@@ -146,6 +147,8 @@ def absolute_url(url: str, directory: str | None) -> str:
     if scheme == "set":
         return "set:" + ",".join(absolute_url(member, directory) for member in split_set(path))
     path, mark, options = path.partition("?") if scheme in WITH_OPTIONS else (path, "", "")
+    if mark:
+        parse_options(scheme, options)
     if not path:
         raise ValueError(f'must name a directory, as in "{scheme}:/var/spool/thumbs"')
     if not path.startswith("/"):

@@ -37,13 +37,12 @@ from orchestrator.logs import escaped
 from workers.dirq import (
     LOCKED_DIRECTORY,
     LOCKED_SUFFIX,
-    OBSOLETE_DIRECTORY,
-    TEMPORARY_DIRECTORY,
     Queue,
     QueueError,
     QueueSimple,
 )
-from workers.dirq.elements import DIRECTORY, check_name
+from workers.dirq.elements import check_name
+from workers.dirq.kind import kind_of
 from workers.dirq.schema import body_key, parse_schema
 from workers.queues.names import shown
 
@@ -379,14 +378,14 @@ def _kind(path: str, wanted: Kind | None, *, is_adding: bool = False) -> Kind:
         if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
             raise Failed(f"cannot make the queue {where}: its parent directory does not exist") from None
         return wanted or "simple"
-    if "incoming" in there:
+    found = kind_of(there)
+    if found == "spool":
         raise Failed(f"{where} is a spool queue (it has incoming/): use orchestrator put, ls and show")
-    if {TEMPORARY_DIRECTORY, OBSOLETE_DIRECTORY} <= there:
+    if found == "normal":
         if wanted == "simple":
             raise Failed(f"{where} is a normal queue (it has temporary/ and obsolete/): leave --type out")
         return "normal"
-    is_used = any(DIRECTORY.match(name) for name in there)
-    if wanted == "normal" and (is_used or not is_adding):
+    if wanted == "normal" and (found == "simple" or not is_adding):
         raise Failed(f"{where} is no normal queue (it lacks temporary/ or obsolete/): leave --type out")
     return wanted or "simple"
 

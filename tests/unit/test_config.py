@@ -154,7 +154,12 @@ ERRORS = {
     "same url": (QUEUE, 5, "[[queue]] 2 url", "is the same queue"),
     "no url": ('[[queue]]\nhandler = "m:h"', 4, "[[queue]] 2 url", "is missing"),
     "neither handler nor command": ('[[queue]]\nurl = "/r"', 4, "[[queue]] 2 handler", "set handler ="),
-    "unknown scheme": ('[[queue]]\nurl = "amqp:x"\nhandler = "m:h"', 5, "[[queue]] 2 url", "known are spool:, null:"),
+    "unknown scheme": (
+        '[[queue]]\nurl = "amqp:x"\nhandler = "m:h"',
+        5,
+        "[[queue]] 2 url",
+        "known are spool:, dirq",
+    ),
     "handler without a colon": ('[[queue]]\nurl = "/r"\nhandler = "m"', 6, "[[queue]] 2 handler", "MODULE:NAME"),
     "command as one text": ('[[queue]]\nurl = "/r"\ncommand = "ls"', 6, "[[queue]] 2 command", "with shell = true"),
     "empty command": ('[[queue]]\nurl = "/r"\ncommand = []', 6, "[[queue]] 2 command", "must name a program"),

@@ -10,8 +10,8 @@ An object remembers what it locked itself, and refuses to unlock, get or remove 
 its lock was broken and another has taken it. Of any other element it knows nothing: a
 child process may end what its parent has locked.
 
-Limits: who touches what this object has locked, through another object, makes the lock
-look like another's. A lock younger than a second is never broken by purge.
+Limits: a lock that was broken, and taken by another, less than five minutes after it was
+taken here is not told from ours. A lock younger than a second is never broken by purge.
 See also: elements (the engine), simple, queue, queue_set, queue_null.
 """
 
@@ -24,13 +24,13 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Self
 
-from workers.dirq.elements import OPEN_BODY, Elements, Lock, check_name, is_regular
+from workers.dirq.elements import OPEN_BODY, SECOND_NS, Elements, Lock, check_name, is_regular
 from workers.dirq.errors import QueueLockError
 from workers.dirq.told import told, worded
 from workers.system import System
 
 LOCKS_MIN = 1024  # remembered before it is looked which of them are over
-LOCK_S_MIN = 1.0
+LOCK_NS = 300 * SECOND_NS  # half of purge()'s limit: in that time a lock may be touched by others, and is still ours
 
 
 class QueueBase:
@@ -141,7 +141,7 @@ class QueueBase:
         """Show that the element is still worked on: its lock ages from now on. Raises QueueError, OSError."""
         check_name(ename)
         elements, lock = self.elements, self._locks.get(ename)
-        is_held = lock is not None and elements.is_held(lock)
+        is_held = lock is not None and self._is_held(lock)
         elements.touch(ename)
         if is_held and (found := elements.found_lock(ename)) is not None:
             self._locks[ename] = found
@@ -160,9 +160,14 @@ class QueueBase:
         check_name(name)
         return self.elements.unlock(name)
 
+    def _is_held(self, lock: Lock) -> bool:
+        return self.elements.is_held(lock, within_ns=LOCK_NS)
+
     def _forget_ended(self) -> None:
         """Let go of those that others have ended: a child process, or who broke them."""
-        self._locks = {name: lock for name, lock in self._locks.items() if self.elements.is_held(lock)}
+        for name, lock in list(self._locks.items()):  # a copy: other threads lock meanwhile
+            if not self._is_held(lock):
+                self._locks.pop(name, None)
         self._locks_max = max(LOCKS_MIN, 2 * len(self._locks))
 
     def _is_ours(self, name: str, what: str) -> bool:
@@ -175,7 +180,7 @@ class QueueBase:
         if lock is None:
             check_name(name)
             return elements.found_lock(name) is not None
-        if elements.is_held(lock):
+        if self._is_held(lock):
             return True
         if elements.found_lock(name) is None:
             return False
@@ -184,10 +189,12 @@ class QueueBase:
     @told
     def _sweep(self, maxtemp: float, maxlock: float) -> None:
         now_ns = self.elements.filesystem_now_ns()
-        self.elements.sweep(
+        swept = self.elements.sweep(
             now_ns - int(maxtemp * 1e9) if maxtemp else None,
-            now_ns - int(max(maxlock, LOCK_S_MIN) * 1e9) if maxlock else None,
+            now_ns - max(int(maxlock * 1e9), SECOND_NS) if maxlock else None,
         )
+        if swept.errors:
+            raise swept.errors[0]
 
 
 def read_file(system: System, path: str) -> tuple[bytes, os.stat_result]:

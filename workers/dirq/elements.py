@@ -34,6 +34,7 @@ from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
 from workers.dirq.errors import QueueError
 from workers.system import SYSTEM, System
 
+SECOND_NS = 10**9  # a younger lock is never broken by us, and the published limits are whole seconds
 DIRECTORY = re.compile(r"\A[0-9a-f]{8}\Z")
 ELEMENT = re.compile(r"\A[0-9a-f]{14}\Z")
 NAME = re.compile(r"\A[0-9a-f]{8}/[0-9a-f]{14}\Z")
@@ -45,6 +46,7 @@ OBSOLETE_DIRECTORY = "obsolete"
 LOCKED_DIRECTORY = "locked"
 
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_BODY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 FILE_MODE, DIRECTORY_MODE = 0o666, 0o777
 NO_NOREPLACE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
@@ -70,6 +72,7 @@ class Swept:
 
     temporary: int = 0
     locks: list[str] = field(default_factory=list)
+    errors: list[OSError] = field(default_factory=list)
     directories: int = 0
 
 
@@ -192,8 +195,11 @@ class Elements(ABC, Generic[Data]):
         """
 
     def directories(self) -> list[str]:
-        """The intermediate directories, sorted. Raises OSError."""
-        return sorted(filter(DIRECTORY.match, self.system.listdir(self.path)))
+        """The intermediate directories, sorted; a symbolic link is none, whatever it points at. Raises OSError."""
+        with self.system.scandir(self.path) as entries:
+            return sorted(
+                entry.name for entry in entries if DIRECTORY.match(entry.name) and entry.is_dir(follow_symlinks=False)
+            )
 
     def names(self, directory: str) -> list[str]:
         """The elements in *directory*, locked or not, sorted; none when it is gone. Raises OSError."""
@@ -232,7 +238,7 @@ class Elements(ABC, Generic[Data]):
         Take away what is left over: temporary things and locks older than that, empty intermediate directories.
 
         Times by the filesystem's clock; None leaves that kind alone. What vanishes meanwhile is fine. Any other
-        OSError is raised when everything else has been swept.
+        OSError is noted, and does not keep the rest from being swept; that of listing the queue is raised.
         """
 
     # ---- one element
@@ -271,12 +277,14 @@ class Elements(ABC, Generic[Data]):
         """The lock that is there, whoever's; None when the element is not locked."""
 
     @abstractmethod
-    def is_held(self, lock: Lock, touched_ns: int = 0) -> bool:
+    def is_held(self, lock: Lock, touched_ns: int = 0, within_ns: int = SECOND_NS) -> bool:
         """
         Whether the element is still locked by *lock* and not by a later one.
 
         Args:
             touched_ns: the time that the holder's own last touch has given, the filesystem's clock.
+            within_ns: how much later the lock may look. Who edits the element in place moves its time, and who tries to
+                lock it at the same moment; another takes it only when a purge has found it older than its limit.
         """
 
     def touch(self, name: str, now_ns: int | None = None) -> None:
@@ -320,6 +328,10 @@ class Elements(ABC, Generic[Data]):
         *is_stale* must be false for locks younger than a second (see the module). Of several that break one lock
         at a time, one is told True. A lock that was taken again meanwhile stays.
         """
+
+    @abstractmethod
+    def check_moves(self, target: str) -> None:
+        """Try whether what is made here can be renamed to *target*, that nobody else can make. Raises OSError."""
 
     # ---- for the engines
 
@@ -396,11 +408,18 @@ class Elements(ABC, Generic[Data]):
             return False
         if self.umask is not None:
             try:
-                self._allow(path, self.system.lstat(path), DIRECTORY_MODE & ~self.umask)
+                # By a descriptor: somebody may have put a link in its place, to what is not ours to open to others.
+                fd = self.system.open(path, OPEN_DIRECTORY)
+                try:
+                    self._allow(fd, self.system.fstat(fd), DIRECTORY_MODE & ~self.umask)
+                finally:
+                    self.system.close(fd)
             except OSError:
                 self._undo_mkdir(path)
                 raise
         return True
+
+    make_directory = _mkdir  # also beside the queue, for those who share it
 
     def _undo_mkdir(self, path: str) -> None:
         """Remove a directory that nobody was promised; if that fails, a sweep finds it."""
@@ -409,9 +428,9 @@ class Elements(ABC, Generic[Data]):
         except OSError:
             return
 
-    def _allow(self, what: str | int, found: os.stat_result, mode: int) -> bool:
+    def _allow(self, what: int, found: os.stat_result, mode: int) -> bool:
         """
-        Give *what*, made with *mode*, the bits that the process's own umask has cut off; whether there were any.
+        Give *what*, a descriptor made with *mode*, the bits that the process's umask cut off; whether there were any.
 
         What was made had at no moment more than it shall have. The process's umask belongs to all its threads.
         """

@@ -22,6 +22,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Mapping
 
 from workers.dirq.elements import (
@@ -176,7 +177,16 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         return f"{path}/{self.body}"
 
     def lock(self, name: str) -> Lock | None:
-        """See Elements.lock: mkdir, lstat."""
+        """See Elements.lock: lstat, mkdir, lstat. Raises OSError ENOTDIR when the element is no directory."""
+        path = f"{self.path}/{name}"
+        try:
+            if not stat.S_ISDIR(self.system.lstat(path).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, "is no directory", path)
+        except FileNotFoundError:
+            return None
+        return self._lock(name)
+
+    def _lock(self, name: str) -> Lock | None:
         system = self.system
         lock_path = f"{self.path}/{name}/{LOCKED_DIRECTORY}"
         since_ns = system.boottime_ns()
@@ -200,7 +210,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
 
     def open_locked(self, name: str) -> tuple[Lock, int, os.stat_result] | None:
         """See Elements.open_locked: mkdir, lstat, open, fstat."""
-        lock = self.lock(name)
+        lock = self._lock(name)  # of a listing that showed a directory
         if lock is None:
             return None
         path = f"{self.path}/{name}"
@@ -229,7 +239,12 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
             return None
         return Lock(name, found.st_ino, found.st_mtime_ns, 0)
 
-    def is_held(self, lock: Lock, touched_ns: int = 0) -> bool:  # noqa: ARG002 - a touch does not move locked/
+    def is_held(
+        self,
+        lock: Lock,
+        touched_ns: int = 0,  # noqa: ARG002 - nothing but its making moves the time of locked/
+        within_ns: int = 0,  # noqa: ARG002
+    ) -> bool:
         """See Elements.is_held. One lstat."""
         try:
             found = self.system.lstat(f"{self.path}/{lock.name}/{LOCKED_DIRECTORY}")
@@ -378,7 +393,6 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
     def sweep(self, temporary_before_ns: int | None, locked_before_ns: int | None) -> Swept:
         """See Elements.sweep."""
         swept = Swept()
-        errors: list[OSError] = []
         directories = self.directories()
         if temporary_before_ns is not None:
             for place in (TEMPORARY_DIRECTORY, OBSOLETE_DIRECTORY):
@@ -386,17 +400,15 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
                     try:
                         swept.temporary += self._remove_old(name, temporary_before_ns)
                     except OSError as error:
-                        errors.append(error)
+                        swept.errors.append(error)
         for directory in directories:
             try:
-                is_empty = self._sweep_directory(directory, temporary_before_ns, locked_before_ns, swept, errors)
+                is_empty = self._sweep_directory(directory, temporary_before_ns, locked_before_ns, swept)
                 if is_empty and directory != directories[-1] and self._rmdir(f"{self.path}/{directory}"):
                     swept.directories += 1
             except OSError as error:
                 if error.errno != errno.ENOENT and error.errno not in TAKEN:
-                    errors.append(error)
-        if errors:
-            raise errors[0]
+                    swept.errors.append(error)
         return swept
 
     def _sweep_directory(
@@ -405,7 +417,6 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         temporary_before_ns: int | None,
         locked_before_ns: int | None,
         swept: Swept,
-        errors: list[OSError],
     ) -> bool:
         """Sweep one intermediate directory; whether nothing is left in it. Raises OSError of the listing."""
         found = self.system.listdir(f"{self.path}/{directory}")
@@ -419,14 +430,16 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
                 elif ASIDE.match(entry) and self._is_older(f"{self.path}/{name}", temporary_before_ns):
                     count -= self._rmdir(f"{self.path}/{name}")
             except OSError as error:
-                errors.append(error)
+                swept.errors.append(error)
         return count == 0
 
     def _is_older(self, path: str, before_ns: int | None) -> bool:
         try:
-            return before_ns is not None and self.system.lstat(path).st_mtime_ns < before_ns
+            found = self.system.lstat(path)
         except FileNotFoundError:
             return False
+        # What is no directory is no element: a link would lead out of the queue.
+        return before_ns is not None and found.st_mtime_ns < before_ns and stat.S_ISDIR(found.st_mode)
 
     def _break_old(self, name: str, before_ns: int | None) -> bool:
         """Break the lock of an element whose time is before that. One lstat when it is not."""
@@ -500,6 +513,16 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
 
     def _rename_or_link(self, source: str, target: str) -> None:
         self.system.rename(source, target)  # of an element: onto a directory that is not empty it fails
+
+    def check_moves(self, target: str) -> None:
+        """See Elements.check_moves."""
+        probe = self._make_in(TEMPORARY_DIRECTORY)
+        try:
+            self.system.rename(probe, target)
+        except OSError:
+            self._undo_mkdir(probe)
+            raise
+        self.system.rmdir(target)
 
     def _probe_ns(self) -> int:
         probe = self._make_in(TEMPORARY_DIRECTORY)

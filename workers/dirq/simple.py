@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import errno
 
-from workers.dirq.base import QueueBase, read_file
+from workers.dirq.base import LOCK_NS, QueueBase, read_file
 from workers.dirq.elements import LOCKED_SUFFIX, check_name
 from workers.dirq.errors import QueueLockError
 from workers.dirq.simple_elements import SimpleElements, is_same
@@ -128,7 +128,7 @@ class QueueSimple(QueueBase):
             data, found = read_file(self.elements.system, f"{self.elements.path}/{name}{LOCKED_SUFFIX}")
         except OSError as error:
             raise worded(error) from None
-        if lock is not None and not is_same(lock, found):
+        if lock is not None and not is_same(lock, found, within_ns=LOCK_NS):
             raise QueueLockError(f"cannot get {name}: its lock was broken, and another has it now")
         return data
 

@@ -392,8 +392,9 @@ class Claimable(Queue):
         pause_s, longest_s = 0.001, 1.0 if self.network else 0.1
         while (left_s := (end_ns - self.system.boottime_ns()) / 1e9) > 0:
             try:
-                with contextlib.closing(self.source().names(set(), set())) as found:
-                    if next(found, None) is not None:
+                source, odd = self.source(), set[str]()
+                with contextlib.closing(source.names(odd, set())) as found:
+                    if any(source.is_message(name, odd) for name in found):
                         return True
             except OSError as error:
                 raise QueueUnavailable.at("look into", error.filename or self.place, error) from error

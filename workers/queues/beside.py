@@ -1,7 +1,7 @@
 """
 beside - what a pool keeps of a queue whose own format has no place for it
 
-    NAME.pool/held/OWNER               what that worker has in hand: one line, see Hand
+    NAME.pool/held/OWNER               what that worker has in hand, see Hand; then its name once more
     NAME.pool/counts/ELEMENT           attempts and crashes of what waits again
     NAME.pool/deferred/DUE.MARK~ELEMENT   waits until DUE, out of the queue
     NAME.pool/errors/MARK~ELEMENT      rejected, out of the queue; .meta says why
@@ -23,11 +23,13 @@ import hashlib
 import os
 from dataclasses import dataclass
 
+from workers.dirq.elements import Lock
 from workers.errors import QueueRefused
 from workers.queues.directory import Directory, is_regular
 from workers.system import System
 
 NO_RECORD = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO})  # nothing, a symbolic link, a socket
+RECORD_MAX = 512
 HAND_SIZE = 128  # bytes of held/OWNER: written as a whole, so a shorter line leaves nothing of a longer one
 
 
@@ -43,6 +45,11 @@ class Hand:
     inode: int
     at_ns: int
     touched_ns: int = 0
+
+    def is_lock(self, found: Lock | None) -> bool:
+        """Whether *found* is the lock that this speaks of: whoever takes it after us has one later than our record."""
+        latest_ns = max(self.at_ns, self.touched_ns)
+        return found is not None and found.inode == self.inode and self.at_ns <= found.at_ns <= latest_ns
 
 
 def line_of(name: str, inode: int, at_ns: int) -> bytes:
@@ -73,11 +80,20 @@ class Beside(Directory):
         self.held = os.path.join(self.path, "held")
         self.counts = os.path.join(self.path, "counts")
         self.paused = os.path.join(self.path, "PAUSED")
+        self.parts = (self.held, self.counts, self.deferred, self.errors, self.tmp)
+
+    def names(self) -> set[str]:
+        """What is there. Raises OSError when one of the parts is something else than a directory: a link leads out."""
+        found = set(self.system.listdir(self.path))
+        for part in self.parts:
+            if os.path.basename(part) in found and not self.system.is_directory(part):
+                raise NotADirectoryError(errno.ENOTDIR, "is no directory", part)
+        return found
 
     def make(self) -> None:
         """Make what is not there. Raises QueueRefused where that is not allowed, with what to do."""
         try:
-            for path in (self.path, self.held, self.counts, self.deferred, self.errors, self.tmp):
+            for path in (self.path, *self.parts):
                 self._mkdir(path)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
@@ -116,10 +132,14 @@ class Beside(Directory):
 
     # ---- what is in hand
 
+    def is_record_of(self, owner: str) -> bool:
+        """Whether held/OWNER was made under that name: a record that was renamed could speak of any process."""
+        return self._record(os.path.join(self.held, owner))[0][HAND_SIZE:].strip() == owner
+
     def hand_of(self, owner: str) -> Hand | None:
         """What held/OWNER says; None for nothing, or for what is no such record. Raises OSError."""
         line, touched_ns = self._record(os.path.join(self.held, owner))
-        words = line.split()
+        words = line[:HAND_SIZE].split()
         if len(words) != 3 or not (words[1].isdecimal() and words[2].isdecimal()):
             return None
         return Hand(words[0], int(words[1]), int(words[2]), touched_ns)
@@ -136,7 +156,7 @@ class Beside(Directory):
             found = self.system.fstat(fd)
             if not is_regular(found):
                 return "", 0
-            return self.system.read(fd, HAND_SIZE).decode("ascii", "replace"), found.st_mtime_ns
+            return self.system.read(fd, RECORD_MAX).decode("ascii", "replace"), found.st_mtime_ns
         finally:
             self.system.close(fd)
 

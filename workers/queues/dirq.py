@@ -31,9 +31,10 @@ from pathlib import Path
 from typing import Any
 
 from workers.board import Q, W
-from workers.dirq.elements import Elements, Lock, UnreadableError, time_of
+from workers.dirq.elements import SECOND_NS, Elements, Lock, UnreadableError, time_of
 from workers.dirq.errors import QueueError
-from workers.errors import ClaimLost, NotSupported, QueueMissing, QueueRefused, QueueUnavailable
+from workers.dirq.kind import kind_of
+from workers.errors import ClaimLost, InputGone, NotSupported, QueueMissing, QueueRefused, QueueUnavailable
 from workers.message import Body, Claim
 from workers.queues import dirq_look, names
 from workers.queues.base import Capability, Consumer, Depth, Listed, Queue, Settings, Shown, State
@@ -47,6 +48,8 @@ from workers.system import SYSTEM, System
 
 log = logging.getLogger(__name__)
 
+KINDS = {"dirq-simple": "simple", "dirq": "normal"}
+TOUCH_S = 5.0  # a lock is touched so often, or four times in the time after which it is stale
 STALE_AFTER_S = 600.0  # what purge() of the originals has for maxlock
 NAMED_MAX = 1000
 SURE_NS = 500_000_000  # a lock is broken at the age of a second or more, so one that was taken so recently is ours
@@ -88,6 +91,8 @@ class Dirq(Locking):
         self.host = names.check_host(host)
         self.place = self.identity = elements.path
         self.beside = Beside(elements.path, self.settings.state_dir, system)
+        if f"{self.beside.path}/".startswith(f"{elements.path}/"):
+            raise QueueRefused(f"state_dir = {self.settings.state_dir} is inside the queue, where others count what is")
         self.tokens = names.Tokens(system)
         self.stale_after_s = self.settings.stale_after_s or STALE_AFTER_S
         if self.stale_after_s < STALE_AFTER_S_MIN:
@@ -95,6 +100,8 @@ class Dirq(Locking):
                 f"stale_after = {self.stale_after_s:g}s is too short for {url}: it must be {STALE_AFTER_S_MIN:g}s or "
                 "more, for a lock is told from the next one of the same element by a second between the two"
             )
+        self.touch_ns = int(min(TOUCH_S, self.stale_after_s / 4) * 1e9)
+        self.within_ns = max(2 * self.touch_ns, SECOND_NS)  # how much younger than we know our lock may look
         self._encode = encode
         self.member = 0  # its number in a set
         self._owner = ""
@@ -110,10 +117,37 @@ class Dirq(Locking):
                     raise QueueMissing(f"there is no queue at {self.place} (orchestrator put makes one)")
                 if not self.system.is_directory(parent, is_followed=True):
                     raise QueueMissing(f"cannot make the queue {self.place}: its parent directory does not exist")
+            else:
+                self._check_kind()
             if self.settings.create:
                 self.elements.make()
             self._inode = self.system.stat(self.place).st_ino
             self.network = self.beside.network = self.system.network_filesystem(self.place)
+
+    def check_schema(self) -> None:
+        """Refuse a schema that the first element does not have, for all would go to errors/. Raises OSError too."""
+        for name in self.source().names(set(), set()):
+            body = self.elements.body_in(self.elements.element_path(name))
+            if body == self.elements.element_path(name):
+                return
+            with contextlib.suppress(FileNotFoundError):
+                parts = set(self.system.listdir(os.path.dirname(body)))
+                if parts and os.path.basename(body) not in parts:
+                    raise QueueRefused(
+                        f"{self.url}: its elements have {', '.join(sorted(parts))}, and the schema says that their "
+                        f"body is {os.path.basename(body)}: give the schema of this queue"
+                    )
+            return
+
+    def _check_kind(self) -> None:
+        """Refuse what is a queue of another kind, or a directory full of something else."""
+        kind = kind_of(self.system.listdir(self.place))
+        wanted = KINDS[self.protocol]
+        if kind == "other" and self.settings.create:
+            raise QueueRefused(f"{self.place} is no queue and not empty; name a new or an empty directory")
+        if kind not in (wanted, "other", "empty"):
+            url = {"spool": "spool:", "normal": "dirq:", "simple": "dirq-simple:"}[kind]
+            raise QueueRefused(f"{self.place} is no {self.protocol} queue: it is one of {url}{self.place}")
 
     # ---- put
 
@@ -154,7 +188,7 @@ class Dirq(Locking):
         try:
             if not is_regular(self.system.fstat(fd)):
                 raise OSError(errno.EINVAL, "is no regular file", str(body))
-            return b"".join(iter(lambda: self.system.read(fd, 1 << 20), b""))
+            return self._read(fd)
         finally:
             self.system.close(fd)
 
@@ -219,7 +253,7 @@ class Dirq(Locking):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         self._hand = self.system.open(os.path.join(self.beside.held, owner), flags, 0o666)
         self._owner = owner
-        self._clear_hand()
+        self.system.pwrite(self._hand, EMPTY + owner.encode() + b"\n", 0)
 
     def check_same(self) -> None:
         """Raises OSError unless the queue is the one that was opened: of a lost mount nothing is to be believed."""
@@ -237,7 +271,7 @@ class Dirq(Locking):
         self._close(claim)
         try:
             self._check_held(claim, lock)
-            if not self.elements.remove(claim.name):
+            if not self.elements.remove(claim.name) and not self._was_removed_here(claim):
                 self._lost(claim)
             if claim.attempt > 1 or claim.crashes:
                 self.beside.forget_count(claim.name)
@@ -247,6 +281,13 @@ class Dirq(Locking):
                 self._to_errors(claim, Counts(claim.attempt, claim.crashes), f"left by a handler: {error}", {})
         except OSError as error:
             raise self.beside.unavailable("finish", claim.path, error) from error
+
+    def _was_removed_here(self, claim: Claim) -> bool:
+        """Whether a handler has removed the element, or moved it away: the lock is still ours, and goes now."""
+        if not self._is_held(self._lock_of(claim)):
+            return False
+        self.elements.unlock(claim.name)
+        return True
 
     def retry(self, claim: Claim, after_s: float | None = None, meta: dict[str, object] | None = None) -> bool:
         """See Queue.retry: the element waits beside the queue until it is due."""
@@ -306,9 +347,12 @@ class Dirq(Locking):
         if not claim.taken_out:
             self._check_held(claim, claim.lock)
             if not self.elements.take_out(claim.name, os.path.join(directory, file)):
+                if self._was_removed_here(claim):
+                    raise InputGone(f"{names.shown(claim.name)} was removed by its handler")
                 self._lost(claim)
             claim.taken_out = file
             self.beside.forget_count(claim.name)  # they are in the mark now
+            self._clear_hand()  # it may come back, and be another's
         return claim.taken_out
 
     def release(self, claim: Claim) -> None:
@@ -324,14 +368,28 @@ class Dirq(Locking):
 
     def forward(self, claim: Claim, queue: Queue, bodies: Sequence[Body] | None = None) -> None:
         """See Queue.forward: put there, then done here."""
-        queue.put_many([Path(claim.path)] if bodies is None else bodies)
+        queue.put_many([self._body_of(claim)] if bodies is None else bodies)
         self.done(claim)
+
+    def _body_of(self, claim: Claim) -> Body:
+        """What was claimed, by its descriptor: another file may be called so by now. Raises QueueUnavailable."""
+        if claim.fd < 0:
+            return Path(claim.path)
+        with self._unavailable("read", claim.path):
+            return self._read(claim.fd)
+
+    def _read(self, fd: int) -> bytes:
+        parts, offset = [], 0
+        while part := self.system.pread(fd, 1 << 20, offset):
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts)
 
     def _check_held(self, claim: Claim, lock: Lock) -> None:
         """Raise ClaimLost unless the lock is still ours, or is ours again."""
         if self.network is None and self.system.boottime_ns() - lock.since_ns < SURE_NS:
             return
-        if self.elements.is_held(lock, self.system.fstat(self._hand).st_mtime_ns):
+        if self._is_held(lock):
             return
         self.check_same()
         # Its handler may have removed its input, or a purge broke the lock and nobody took the element since.
@@ -343,8 +401,12 @@ class Dirq(Locking):
             claim.lock = again
             self.system.pwrite(self._hand, line_of(again.name, again.inode, again.at_ns), 0)
 
+    def _is_held(self, lock: Lock) -> bool:
+        return self.elements.is_held(lock, self.system.fstat(self._hand).st_mtime_ns, self.within_ns)
+
     def _lost(self, claim: Claim) -> None:
         self.check_same()  # a lost mount answers ENOENT to everything
+        self._clear_hand()
         raise ClaimLost(f"{names.shown(claim.name)} was given to another while it was handled here")
 
     @staticmethod
@@ -361,11 +423,19 @@ class Dirq(Locking):
         owner, self._owner = self._owner, ""
         fd, self._hand = self._hand, -1
         try:
+            self._give_back(owner, fd)
             self.system.close(fd)
             self.beside.remove(os.path.join(self.beside.held, owner))
         except OSError as error:
             # A keeper finishes it: the board will not list this owner any more.
             log.warning("%s: our record %s could not be removed: %s", self.url, owner, error)
+
+    def _give_back(self, owner: str, fd: int) -> None:
+        """Unlock what we could not settle: the record goes, and nobody else would know whose lock it is."""
+        hand = self.beside.hand_of(owner)  # our own, so the name is one
+        if hand is not None and hand.is_lock(self.elements.found_lock(hand.name)):
+            self.system.pwrite(fd, EMPTY, 0)
+            self.elements.unlock(hand.name)
 
     # ---- the keeper's and the operator's verbs
 

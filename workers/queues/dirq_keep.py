@@ -14,6 +14,7 @@ See also: dirq (claim and settle), beside (what is written where), spool_keep.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOUCH_S = 5.0  # a lock is touched so often, or four times in the time after which it is stale
 SWEEP_S_MAX = 60.0  # a sweep lists the whole queue
 
 
@@ -49,7 +49,7 @@ class DirqKeeper(OwnersKeeper):
         self._words = self._slot.words
         self._stale_ns = int(queue.stale_after_s * 1e9)
         self.half_ns = self._stale_ns // 2  # for so long workers may rely on a good round
-        self._touch_ns = int(min(TOUCH_S, queue.stale_after_s / 4) * 1e9)
+        self._touch_ns = queue.touch_ns
         self.tick_s = min(1.0, queue.stale_after_s / 8)
         self._touched: dict[str, int] = {}  # by owner, CLOCK_BOOTTIME
         self._sweep_at_ns = 0
@@ -60,22 +60,28 @@ class DirqKeeper(OwnersKeeper):
     # ---- the round
 
     def open(self) -> None:
-        """See Keeper.open."""
+        """See Keeper.open. What may be in the way of tidying keeps nobody from beginning."""
         self.check()
-        self.keep()
+        before_ns = self._system.boottime_ns()
+        self.touch()
+        note_beat(self._words, before_ns, self._system.boottime_ns(), self.half_ns)
 
     def check(self) -> None:
-        """Make what lies beside the queue, on its filesystem. Raises QueueRefused."""
+        """Make what lies beside the queue, on its filesystem; look whether the schema fits. Raises QueueRefused."""
         try:
+            self._queue.check_schema()
             self._beside.make()
-            here, there = (self._system.stat(path).st_dev for path in (self._queue.place, self._beside.path))
+            probe = f".probe.{self._system.random_bytes(8).hex()}"
+            for part in (self._beside.tmp, self._beside.deferred, self._beside.errors):
+                self._elements.check_moves(os.path.join(part, probe))
         except OSError as error:
-            raise QueueUnavailable.at("open", error.filename or self._beside.path, error) from error
-        if here != there:
+            if error.errno not in (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS):
+                raise QueueUnavailable.at("open", error.filename or self._beside.path, error) from error
             raise QueueRefused(
-                f"{self._beside.path}, where a pool keeps its counts, retries and errors, is not on the filesystem of "
-                f"{self._queue.place}: messages are renamed between the two; set state_dir to a directory that is"
-            )
+                f"{self._beside.path}, where a pool keeps its counts, retries and errors, cannot be used: renaming "
+                f"from {self._queue.place} fails at {error.filename2 or error.filename}: {error.strerror}; both must "
+                "be writable and on one filesystem (state_dir names another place for the first)"
+            ) from error
 
     def keep(self) -> Kept:
         """See Keeper.keep."""
@@ -92,11 +98,11 @@ class DirqKeeper(OwnersKeeper):
     def touch(self) -> None:
         """The first half of a round, on which workers rely. Nothing is said to them."""
         try:
-            listing = self._system.listdir(self._beside.path)
             self._queue.check_same()
-            self.is_paused = "PAUSED" in listing
+            self.is_paused = "PAUSED" in self._beside.names()
             self._touch_all()
         except OSError as error:
+            self._words[Q.BEAT_NS] = 0  # another queue may be there: nobody claims, however recent the last beat is
             raise QueueUnavailable.at("keep", error.filename or self._queue.place, error) from error
 
     def tidy(self, kept: Kept) -> None:
@@ -105,16 +111,20 @@ class DirqKeeper(OwnersKeeper):
             owners = self._owners()
             self._release_unlisted(owners, kept)
             self._release_dead_neighbours(owners, kept)
-            self._move_due(kept)
-            self.counted = len(self._system.listdir(self._beside.counts))
+            failed = self._move_due(kept)
             now_ns = self._system.boottime_ns()
             if now_ns >= self._sweep_at_ns:
+                # A clock that stepped forward makes every lock look old; those of ours are of now after this.
+                self._touch_all(is_due=True)
                 try:
                     self._sweep(owners, kept)
                 finally:
                     took_ns = self._system.boottime_ns() - now_ns
                     pause_ns = max(min(self._stale_ns // 8, int(SWEEP_S_MAX * 1e9)), 10 * took_ns)
                     self._sweep_at_ns = now_ns + pause_ns
+            self.counted = len(self._system.listdir(self._beside.counts))
+            if failed is not None:
+                raise failed
         except OSError as error:
             raise QueueUnavailable.at("keep", error.filename or self._queue.place, error) from error
 
@@ -129,7 +139,7 @@ class DirqKeeper(OwnersKeeper):
 
     # ---- touching
 
-    def _touch_all(self) -> None:
+    def _touch_all(self, *, is_due: bool = False) -> None:
         """The locks of our workers, and their records: who has none in hand shows by it that it is there."""
         board, now_ns = self._consumer.board, self._system.boottime_ns()
         seen: dict[str, int] = {}
@@ -139,7 +149,7 @@ class DirqKeeper(OwnersKeeper):
             if not owner:
                 continue
             seen[owner] = self._touched.get(owner, now_ns)
-            if now_ns - max(seen[owner], worker.words[W.MESSAGE_SINCE_NS]) >= self._touch_ns:
+            if is_due or now_ns - max(seen[owner], worker.words[W.MESSAGE_SINCE_NS]) >= self._touch_ns:
                 seen[owner] = now_ns
                 self._touch(owner)
         self._touched = seen
@@ -153,21 +163,28 @@ class DirqKeeper(OwnersKeeper):
                 # another host, which goes by ctime, it must not look like that of a worker that is gone.
                 self._system.utime(record, (hand.touched_ns, hand.touched_ns))
                 return
-            # ORDER: the record, then the lock, to the same nanosecond: its holder takes a lock for its own up to the
-            # time of its record. See test_a_lock_is_its_holders_at_every_moment_of_a_touch.
+            # ORDER: the record, then the lock, to the same nanosecond: its holder, and the next round, take a lock for
+            # its own up to the time of its record. See test_a_lock_is_its_holders_at_every_moment_of_a_touch.
             self._system.utime(record)
             if hand is not None:
-                self._elements.touch(hand.name, self._system.lstat(record).st_mtime_ns)
+                self._touch_lock(hand.name, record)
         except FileNotFoundError:
             return  # settled meanwhile
 
     def _is_in_hand(self, hand: Hand) -> bool:
-        """Whether the lock that *hand* speaks of is there, to the nanosecond: another's would be a later one."""
-        found = self._found(hand.name)
-        return found is not None and found.inode == hand.inode and found.at_ns in (hand.at_ns, hand.touched_ns)
+        """Whether its holder may still take the lock for its own; also when a touch failed between the two."""
+        is_name = NAME.match(hand.name) is not None
+        lock = Lock(hand.name, hand.inode, hand.at_ns, 0)
+        return is_name and self._elements.is_held(lock, hand.touched_ns, self._queue.within_ns)
 
-    def _found(self, name: str) -> Lock | None:
-        return self._elements.found_lock(name) if NAME.match(name) else None
+    def _touch_lock(self, name: str, record: str) -> None:
+        try:
+            self._elements.touch(name, self._system.lstat(record).st_mtime_ns)
+        except PermissionError:
+            # Another user's element: who may write to it may say "now" of it, and no other time.
+            self._elements.touch(name)
+            touched_ns = self._system.lstat(self._elements.element_path(name)).st_mtime_ns
+            self._system.utime(record, (touched_ns, touched_ns))
 
     # ---- releases
 
@@ -186,15 +203,32 @@ class DirqKeeper(OwnersKeeper):
     def _release(self, death: Death, kept: Kept) -> list[str]:
         if names.parse_owner(death.owner) is None:
             return []  # nothing, as of a worker that died before it made a record
+        # RACE: another keeper releases the same owner, and what it had may be locked again by then: who takes the
+        # record away has it for himself. See test_of_two_keepers_that_release_one_owner_one_does.
+        record = os.path.join(self._beside.held, death.owner)
         hand = self._beside.hand_of(death.owner)
+        taken = names.unpublished(self._queue.tokens.name(self._queue.host))
         released = []
-        if hand is not None and self._is_in_hand(hand):
-            self._release_one(hand.name, f"{hand.inode}:{hand.at_ns}", death, kept)
-            released.append(hand.name)
-        with contextlib.suppress(IsADirectoryError):  # not the worker's; the record that stood there is gone
-            self._beside.remove(os.path.join(self._beside.held, death.owner))
+        if not self._beside.move(record, self._beside.tmp, taken):
+            return []
+        taken = os.path.join(self._beside.tmp, taken)
+        try:
+            if hand is not None and self._is_in_hand(hand):
+                self._release_one(hand.name, f"{hand.inode}:{hand.at_ns}", death, kept)
+                released.append(hand.name)
+        except OSError:
+            self._beside.move(taken, self._beside.held, death.owner)  # it is tried again
+            raise
+        with contextlib.suppress(IsADirectoryError):  # not the worker's
+            self._beside.remove(taken)
         self._unlisted.discard(death.owner)
         return released
+
+    def _is_our_users(self, path: str) -> bool:
+        try:
+            return super()._is_our_users(path) and self._beside.is_record_of(os.path.basename(path))
+        except OSError:
+            return False
 
     def _release_one(self, name: str, lock: str, death: Death, kept: Kept) -> None:
         """Give back the element *name*, locked by *lock*; a release that is tried again counts no second crash."""
@@ -238,27 +272,38 @@ class DirqKeeper(OwnersKeeper):
 
     # ---- due, sweeping
 
-    def _move_due(self, kept: Kept) -> None:
+    def _move_due(self, kept: Kept) -> OSError | None:
+        """Let what is due come back; the first error that one of them met."""
         files = self._system.listdir(self._beside.deferred)
         if not files:
-            return
+            return None
         now_s = self._elements.filesystem_now_ns() / 1e9
+        failed: OSError | None = None
         for file in sorted(files):
             due = names.parse_due(file)
-            if due is None or due[0] > now_s:
+            if due is None or due[0] > now_s or not NAME.match(decoded(due[1].name)):
                 continue
-            name = decoded(due[1].name)
-            if not NAME.match(name):
-                continue
-            counts = Counts(due[1].attempts, due[1].crashes)
+            try:
+                self._move_back(file, decoded(due[1].name), Counts(due[1].attempts, due[1].crashes), kept)
+            except OSError as error:  # of this one: it keeps no other from coming back
+                failed = failed or error
+        return failed
+
+    def _move_back(self, file: str, name: str, counts: Counts, kept: Kept) -> None:
+        try:
             self._count(name, counts)
-            # Counted before it can be seen, so that --until-empty never misses a message between two places.
-            self._words[Q.DUE_MOVES] += 1
-            again = self._elements.put_in(os.path.join(self._beside.deferred, file), name)
-            if again is not None:
-                kept.due += 1
-                if again != name:
-                    self._count(again, counts)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # It must come back all the same: what it waits for may be what makes room.
+            log.warning("%s: the counts of %s are lost: %s", self._queue.url, name, error)
+        # Counted before it can be seen, so that --until-empty never misses a message between two places.
+        self._slot.words[Q.DUE_MOVES] += 1
+        again = self._elements.put_in(os.path.join(self._beside.deferred, file), name)
+        if again is not None:
+            kept.due += 1
+            if again != name:
+                self._count(again, counts)
 
     def _sweep(self, owners: dict[str, names.Owner], kept: Kept) -> None:
         limit_ns = self._elements.filesystem_now_ns() - self._stale_ns
@@ -278,6 +323,8 @@ class DirqKeeper(OwnersKeeper):
             kept.too_old += 1
             log.warning("%s: the stale lock of %s is broken", self._queue.url, name)
             self._count_stale(name, kept)
+        if swept.errors:
+            raise swept.errors[0]
 
     def _count_stale(self, name: str, kept: Kept) -> None:
         """Whoever had it is gone, or hangs: that is a crash, as with any other who died with it in hand."""

@@ -29,10 +29,13 @@ class Waiting(Source):
     def __init__(self, elements: Elements[Any]) -> None:
         self._elements = elements
 
-    def names(self, odd: set[str], _ignored: set[str]) -> Generator[str]:
+    def names(self, odd: set[str], ignored: set[str]) -> Generator[str]:
         """See Source.names. The format knows its own; what else is there is nobody's business."""
         for directory in self._elements.directories():
-            yield from self._elements.waiting(directory, odd)
+            try:
+                yield from self._elements.waiting(directory, odd)
+            except PermissionError:  # another user's: it keeps nobody from the rest
+                ignored.add(directory)
 
     def is_message(self, name: str, _odd: set[str]) -> bool:
         """See Source.is_message."""
@@ -77,8 +80,9 @@ def depth(elements: Elements[Any], beside: Beside) -> Depth:
         counts[kept], age = 0, spool_look.Ages(beside)
         with contextlib.suppress(FileNotFoundError):  # nobody has had to keep anything there
             for place, file, name in spool_look.kept_files(beside, kept):
-                counts[kept] += 1
-                age.add(place, file, name)
+                if NAME.match(decoded(name)):
+                    counts[kept] += 1
+                    age.add(place, file, name)
         ages[kept] = age.age_s()
     return Depth(counts["waiting"], counts["claimed"], counts["deferred"], counts["errors"], ignored, ages)
 
@@ -99,7 +103,8 @@ def _lines(elements: Elements[Any], beside: Beside, state: State) -> Iterator[Li
     elif state != "done":
         with contextlib.suppress(FileNotFoundError):
             for line in spool_look.lines(beside, state):
-                yield replace(line, name=decoded(line.name))
+                if NAME.match(decoded(line.name)):  # else it is no element, whoever laid it there
+                    yield replace(line, name=decoded(line.name))
 
 
 def _holders(beside: Beside) -> dict[str, str]:

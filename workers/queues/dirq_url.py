@@ -4,8 +4,8 @@ dirq_url - from a URL to a directory queue
     dirq-simple:PATH?umask=OCTAL&rndhex=HEX&granularity=SECONDS
     dirq:PATH?schema=KEY:TYPE,KEY:TYPE?&umask=OCTAL&rndhex=HEX&maxelts=COUNT
 
-The options are the arguments of the published classes. A message's body is the part called
-"body", or the first mandatory one; without a schema that is the only part, binary.
+The options are the arguments of the published classes, and state_dir=DIRECTORY. A message's body is the part called
+"body", or the first mandatory one. Without a schema it is body:binary,header:table?.
 
 Raises: QueueRefused, QueueMissing, QueueUnavailable.
 See also: open (the other protocols), dirq, workers.dirq.schema.
@@ -13,12 +13,13 @@ See also: open (the other protocols), dirq, workers.dirq.schema.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import overload
 
-from workers.dirq.elements import Elements
 from workers.dirq.errors import QueueError
 from workers.dirq.schema import Part, body_key, check_schema, decoded, parse_schema
 from workers.dirq.schema_elements import SchemaElements
@@ -28,53 +29,85 @@ from workers.queues.base import Settings
 from workers.queues.dirq import Dirq
 from workers.system import System
 
-DEFAULT_SCHEMA = "body:binary"
+DEFAULT_SCHEMA = "body:binary,header:table?"
+GRANULARITY_S, MAXELTS = 60, 16000
 OPTIONS = {
-    "dirq-simple": ("granularity", "rndhex", "umask"),
-    "dirq": ("maxelts", "rndhex", "schema", "umask"),
+    "dirq-simple": ("granularity", "rndhex", "state_dir", "umask"),
+    "dirq": ("maxelts", "rndhex", "schema", "state_dir", "umask"),
 }
 
 
 def open_dirq(protocol: str, rest: str, settings: Settings, *, system: System, host: str) -> Dirq:
     """The queue that PROTOCOL:REST names: PATH, or PATH?KEY=VALUE&KEY=VALUE. Raises QueueRefused, QueueMissing."""
     path, _, query = rest.partition("?")
-    path = os.path.abspath(path)
-    url = f"{protocol}:{path}{'?' + query if query else ''}"
+    url = f"{protocol}:{os.path.abspath(path)}{'?' + query if query else ''}"
+    path = os.path.realpath(path)  # what lies beside it is the same by every name that it has
+    try:
+        options = parse_options(protocol, query)
+    except ValueError as error:
+        raise QueueRefused(f"{protocol}:{rest}: {error}") from error
+    if options.state_dir:
+        settings = dataclasses.replace(settings, state_dir=options.state_dir)
+    if protocol == "dirq-simple":
+        simple = SimpleElements(path, options.umask, options.rndhex, options.granularity, system=system)
+        return Dirq(url, simple, bytes, settings, system=system, host=host)
+    key = body_key(options.schema)
+    normal = SchemaElements(path, options.umask, options.rndhex, options.maxelts, key, system=system)
+    encode = functools.partial(_as_parts, check_schema(options.schema), key)
+    return Dirq(url, normal, encode, settings, system=system, host=host)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What stands behind the question mark; see the published classes."""
+
+    state_dir: str | None
+    umask: int | None
+    rndhex: int | None
+    granularity: int
+    maxelts: int
+    schema: Mapping[str, str]
+
+
+def parse_options(protocol: str, query: str) -> Options:
+    """Take KEY=VALUE&KEY=VALUE apart. Raises ValueError, with what is wrong."""
     options = {}
     for pair in filter(None, query.split("&")):
         key, _, value = pair.partition("=")
         options[key] = value
     if unknown := sorted(options.keys() - set(OPTIONS[protocol])):
-        known = ", ".join(OPTIONS[protocol])
-        raise QueueRefused(f"{protocol}:{rest}: there is no option {unknown[0]!r}; there is {known}")
+        raise ValueError(f"there is no option {unknown[0]!r}; there is {', '.join(OPTIONS[protocol])}")
     try:
-        umask = _number(options, "umask", 8, 0o777)
-        rndhex = _number(options, "rndhex", 16, 0xF)
-        if protocol == "dirq-simple":
-            granularity = _number(options, "granularity", 10)
-            elements: Elements[Any] = SimpleElements(
-                path, umask, rndhex, 60 if granularity is None else granularity, system=system
-            )
-            encode: Callable[[bytes], object] = bytes
-        else:
-            schema = parse_schema(options.get("schema") or DEFAULT_SCHEMA)
-            key = body_key(schema)
-            maxelts = _number(options, "maxelts", 10)
-            elements = SchemaElements(path, umask, rndhex, 16000 if maxelts is None else maxelts, key, system=system)
-            encode = functools.partial(_as_parts, check_schema(schema), key)
-    except (ValueError, QueueError) as error:
-        raise QueueRefused(f"{protocol}:{rest}: {error}") from error
-    return Dirq(url, elements, encode, settings, system=system, host=host)
+        schema = parse_schema(options.get("schema") or DEFAULT_SCHEMA)
+    except QueueError as error:
+        raise ValueError(str(error)) from error
+    return Options(
+        state_dir=options.get("state_dir"),
+        umask=_number(options, "umask", 8, 0, 0o777),
+        rndhex=_number(options, "rndhex", 16, 0, 0xF),
+        granularity=_number(options, "granularity", 10, 0) if "granularity" in options else GRANULARITY_S,
+        maxelts=_number(options, "maxelts", 10, 1) if "maxelts" in options else MAXELTS,
+        schema=schema,
+    )
 
 
-def _number(options: Mapping[str, str], key: str, base: int, most: int | None = None) -> int | None:
+@overload
+def _number(options: Mapping[str, str], key: str, base: int, least: int) -> int: ...
+@overload
+def _number(options: Mapping[str, str], key: str, base: int, least: int, most: int) -> int | None: ...
+def _number(options: Mapping[str, str], key: str, base: int, least: int, most: int = 1 << 31) -> int | None:
     """The option *key*, digits of that *base*, or None where it is not there. Raises ValueError."""
     text = options.get(key)
     if text is None:
         return None
-    if not text.isalnum() or (most is not None and int(text, base) > most):
-        raise ValueError(f"{key} = {text!r} is no such number")
-    return int(text, base)
+    try:
+        number = int(text, base) if text.isalnum() else -1
+    except ValueError:
+        number = -1
+    if not least <= number <= most:
+        kind = {8: "an octal", 10: "a whole", 16: "a hexadecimal"}[base]
+        raise ValueError(f"{key} = {text!r} must be {kind} number from {least} on")
+    return number
 
 
 def _as_parts(parts: Mapping[str, Part], key: str, body: bytes) -> dict[str, bytes]:

@@ -25,7 +25,7 @@ from workers.queues.spool import Spool
 from workers.system import SYSTEM, System
 
 SCHEMES = ("spool", "dirq-simple", "dirq", "set", "null")
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+-]*):(.*)", re.DOTALL)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+_-]*):(.*)", re.DOTALL)
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -91,9 +91,10 @@ def _opened(url: str, settings: Settings, system: System, host: str) -> Queue:
     members = [split_url(member) for member in split_set(rest)]
     if strangers := [one for one, _ in members if one not in ("dirq", "dirq-simple")]:
         raise QueueRefused(f"{url!r}: a set is of dirq and dirq-simple queues, not of {strangers[0]}: ones")
+    settings = dataclasses.replace(settings, create=False)  # nothing is put into a set, so nothing is made
     return QueueSet([open_dirq(one, path, settings, system=system, host=host) for one, path in members])
 
 
 def split_set(rest: str) -> list[str]:
     """The URLs of a set: a comma ends one where another begins, for it also stands in a schema."""
-    return re.split(r",(?=(?:dirq|dirq-simple|spool|null|set):|/)", rest)
+    return re.split(r",\s*(?=(?:dirq|dirq-simple|spool|null|set):|/)", rest)
