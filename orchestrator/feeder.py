@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from orchestrator.child import ignore
 from orchestrator.config import QueueConfig
-from orchestrator.watch import TreeWatcher, Watcher
+from orchestrator.watch import watching
 from workers.board import Board
 from workers.errors import OrchestratorError
 from workers.queues.base import Claimable
@@ -64,7 +64,6 @@ def feed(orders: Orders) -> int:
         source, directory = queue.source(), queue.watch_directory()
         if directory is None:
             log.info("arrivals in %s make no event here: polling", queue.url)
-        watcher = TreeWatcher if source.is_tree else Watcher
         feeding = Feeding(
             url=queue.url,
             source=source,
@@ -73,7 +72,7 @@ def feed(orders: Orders) -> int:
             queue_slot=orders.slot,
             reader=reader,
             writer=writer,
-            watch=lambda: None if directory is None else watcher.on(directory),
+            watch=lambda: None if directory is None else watching(directory, source.tree),
             is_network=queue.network is not None,
         )
         Feeder(feeding, SYSTEM).run(is_over)

@@ -114,7 +114,7 @@ def _waiter(queue: Queue, consumer: Consumer) -> Wait:
     if consumer.feed >= 0:
         return _at_the_pipe(consumer.feed, words)
     directory = queue.watch_directory()
-    is_tree = isinstance(queue, Claimable) and queue.source().is_tree
+    is_tree = isinstance(queue, Claimable) and queue.source().tree is not None
     watcher = Watcher.on(directory) if directory is not None and not is_tree else None
     words[Q.WATCH] = 2 if watcher is None else 1
     return polling(queue) if watcher is None else watcher.wait

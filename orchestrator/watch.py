@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import select
 
 try:
@@ -50,25 +51,7 @@ class Watcher:
     @classmethod
     def on(cls, directory: str, system: System = SYSTEM) -> Watcher | None:
         """Watch *directory*, or None where polling is the only way; the log says why."""
-        where = shown(directory)
-        kind = system.network_filesystem(directory)
-        if kind is not None:
-            log.info("%s is on a network filesystem (%s), where inotify is silent: polling", where, kind)
-            return None
-        if inotify_simple is None:
-            log.info("inotify is not available: polling %s", where)
-            return None
-        inotify = None
-        try:
-            inotify = inotify_simple.INotify(nonblocking=True)
-            inotify.add_watch(directory, _mask())
-            return cls(directory, inotify)
-        except OSError as error:
-            if inotify is not None:
-                inotify.close()
-            advice = _ADVICE.get(error.errno or 0, "")
-            log.warning("cannot watch %s by inotify: %s%s; polling", where, error.strerror or error, advice)
-            return None
+        return watching(directory, None, system)
 
     @property
     def is_polling(self) -> bool:
@@ -142,11 +125,12 @@ class TreeWatcher(Watcher):
     An arrival is DIRECTORY/NAME. What comes into an older directory is seen by whoever looks from time to time.
     """
 
-    def __init__(self, directory: str, inotify: inotify_simple.INotify) -> None:
+    def __init__(self, directory: str, inotify: inotify_simple.INotify, tree: re.Pattern[str]) -> None:
         super().__init__(directory, inotify)
+        self._tree = tree
         self._top = inotify.add_watch(directory, _mask())  # again: the number that it has already
         self._below: dict[int, str] = {}  # directories by their watches, the newest last
-        for name in sorted(os.listdir(directory))[-NEWEST:]:
+        for name in sorted(filter(tree.match, os.listdir(directory)))[-NEWEST:]:
             self._watch(name)
 
     def _watch(self, name: str) -> None:
@@ -172,12 +156,35 @@ class TreeWatcher(Watcher):
         return True
 
     def _names(self, events: list[inotify_simple.Event]) -> list[str] | None:
-        fresh = {event.name for event in events if event.name and event.wd == self._top}
+        fresh = {event.name for event in events if event.wd == self._top and self._tree.match(event.name)}
         for name in fresh:
             self._watch(name)
         if not fresh.isdisjoint(self._below.values()):
             return None  # a message may have come there before it was watched
         return [f"{self._below[event.wd]}/{event.name}" for event in events if event.name and event.wd in self._below]
+
+
+def watching(directory: str, tree: re.Pattern[str] | None, system: System = SYSTEM) -> Watcher | None:
+    """Watch *directory*, of a *tree* those in it that match; None where polling is the only way, the log says why."""
+    where = shown(directory)
+    kind = system.network_filesystem(directory)
+    if kind is not None:
+        log.info("%s is on a network filesystem (%s), where inotify is silent: polling", where, kind)
+        return None
+    if inotify_simple is None:
+        log.info("inotify is not available: polling %s", where)
+        return None
+    inotify = None
+    try:
+        inotify = inotify_simple.INotify(nonblocking=True)
+        inotify.add_watch(directory, _mask())
+        return Watcher(directory, inotify) if tree is None else TreeWatcher(directory, inotify, tree)
+    except OSError as error:
+        if inotify is not None:
+            inotify.close()
+        advice = _ADVICE.get(error.errno or 0, "")
+        log.warning("cannot watch %s by inotify: %s%s; polling", where, error.strerror or error, advice)
+        return None
 
 
 def _mask() -> int:

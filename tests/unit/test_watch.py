@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import inotify_simple
 import pytest
 
 from orchestrator import watch
-from orchestrator.watch import TreeWatcher, Watcher
+from orchestrator.watch import TreeWatcher, Watcher, watching
 from workers.system import System
 
 LONG_S = 30.0  # never waited for: an event comes first
@@ -194,7 +195,8 @@ def tree(tmp_path: Path) -> Iterator[tuple[TreeWatcher, Path]]:
     for name in ("00000000", "00000001"):
         (tmp_path / "queue" / name).mkdir(parents=True)
     (tmp_path / "queue" / "a file").touch()
-    made = TreeWatcher.on(str(tmp_path / "queue"))
+    (tmp_path / "queue" / "temporary").mkdir()  # what comes there is no message
+    made = watching(str(tmp_path / "queue"), re.compile(r"\A[0-9a-f]{8}\Z"))
     assert isinstance(made, TreeWatcher)
     yield made, tmp_path / "queue"
     made.close()
@@ -206,6 +208,14 @@ def test_arrivals_in_a_tree_are_named_with_their_directory(tree: tuple[TreeWatch
     (queue / "00000001" / "b").mkdir()
     assert watcher.arrivals(LONG_S) == ["00000000/a", "00000001/b"]
     assert watcher.arrivals(0) == []
+
+
+def test_what_comes_elsewhere_in_a_tree_is_no_arrival(tree: tuple[TreeWatcher, Path]) -> None:
+    watcher, queue = tree
+    (queue / "temporary" / "a").mkdir()
+    (queue / "obsolete").mkdir()
+    (queue / "00000001" / "b").touch()
+    assert watcher.arrivals(LONG_S) == ["00000001/b"]
 
 
 def test_a_new_directory_of_a_tree_is_watched_and_calls_for_a_look(tree: tuple[TreeWatcher, Path]) -> None:

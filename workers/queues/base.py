@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -321,10 +322,11 @@ class Source(ABC):
     """
     Where the names of waiting messages are read from. A name that was read is a hint, never a claim.
 
-    *is_tree*: they lie in directories below the one that is watched for arrivals, and are called DIRECTORY/NAME.
+    *tree*: they lie in directories that match it, below the one that is watched for arrivals, and are called
+    DIRECTORY/NAME; None: in that one.
     """
 
-    is_tree = False
+    tree: re.Pattern[str] | None = None
 
     @abstractmethod
     def names(self, odd: set[str], ignored: set[str]) -> Generator[str]:

@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
-from workers.dirq.elements import NAME, Elements, time_of
+from workers.dirq.elements import DIRECTORY, NAME, Elements, time_of
 from workers.queues import spool_look
 from workers.queues.base import STATES, Depth, Listed, Shown, Source, State
 from workers.queues.beside import Beside, decoded
@@ -24,7 +24,7 @@ from workers.queues.beside import Beside, decoded
 class Waiting(Source):
     """The elements without a lock, directory by directory: in the format's own order."""
 
-    is_tree = True
+    tree = DIRECTORY
 
     def __init__(self, elements: Elements[Any]) -> None:
         self._elements = elements
