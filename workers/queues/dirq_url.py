@@ -31,6 +31,7 @@ from workers.system import System
 
 DEFAULT_SCHEMA = "body:binary,header:table?"
 GRANULARITY_S, MAXELTS = 60, 16000
+LINKS_MAX = 40
 OPTIONS = {
     "dirq-simple": ("granularity", "rndhex", "state_dir", "umask"),
     "dirq": ("maxelts", "rndhex", "schema", "state_dir", "umask"),
@@ -41,7 +42,7 @@ def open_dirq(protocol: str, rest: str, settings: Settings, *, system: System, h
     """The queue that PROTOCOL:REST names: PATH, or PATH?KEY=VALUE&KEY=VALUE. Raises QueueRefused, QueueMissing."""
     path, _, query = rest.partition("?")
     url = f"{protocol}:{os.path.abspath(path)}{'?' + query if query else ''}"
-    path = os.path.realpath(path)  # what lies beside it is the same by every name that it has
+    path = _followed(os.path.abspath(path))
     try:
         options = parse_options(protocol, query)
     except ValueError as error:
@@ -55,6 +56,16 @@ def open_dirq(protocol: str, rest: str, settings: Settings, *, system: System, h
     normal = SchemaElements(path, options.umask, options.rndhex, options.maxelts, key, system=system)
     encode = functools.partial(_as_parts, check_schema(options.schema), key)
     return Dirq(url, normal, encode, settings, system=system, host=host)
+
+
+def _followed(path: str) -> str:
+    """*path*, but not a link itself: what lies beside the queue must be the same by every name that it has."""
+    for _ in range(LINKS_MAX):
+        # Only the last part: a link of /proc before it leads elsewhere than its text says.
+        if not os.path.islink(path):
+            break
+        path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+    return path
 
 
 @dataclass(frozen=True, slots=True)
