@@ -23,7 +23,7 @@ import pytest
 
 import workers.dirq
 import workers.dirq.queue
-from tests.dirq_twins import HOOKED, SCHEMA, Kernel, Library, library_of, needs_original
+from tests.dirq_twins import HOOKED, SCHEMA, Kernel, Library, library_of, needs_original, next_tick
 from workers.dirq import Queue, QueueError, QueueLockError, QueueNull, QueueSet, QueueSimple
 from workers.dirq.base import LOCKS_MIN, QueueBase
 
@@ -366,6 +366,27 @@ def test_purge_removes_empty_directories_but_the_last(library: Library, tmp_path
     ]  # fmt: skip
 
 
+@each_kind
+def test_purge_raises_the_first_error_when_all_else_is_purged(tmp_path: Path, kind: str) -> None:
+    library = Library()
+    queue = queue_of(library, kind, tmp_path)
+    names = [queue.add(some(kind)) for _ in range(3)]
+    for name in names:
+        library.lock_long_ago(queue, name, 700)
+    codes = iter((errno.EIO, errno.ESTALE))
+
+    def refuse(*paths: str) -> None:
+        for code in codes:
+            raise OSError(code, os.strerror(code), *paths[:1])
+        os.rename(*paths)
+
+    library.replace("rename", refuse)
+    with pytest.raises(OSError, match=r"cannot rename\(") as caught:
+        queue.purge()
+    assert caught.value.errno == errno.EIO
+    assert [library.peer(queue).lock(name) for name in names] == [False, False, True]
+
+
 def test_purge_never_breaks_a_lock_that_is_younger_than_a_second(tmp_path: Path) -> None:
     """That is what tells a holder's own lock from a later one."""
     for kind in ("simple", "queue"):
@@ -459,6 +480,50 @@ def test_what_others_have_ended_is_not_remembered_for_ever(tmp_path: Path) -> No
         child.remove(name)
     assert len(queue._locks) <= LOCKS_MIN + 1
     assert held in queue._locks
+
+
+@each_kind
+def test_what_threads_lock_while_others_are_forgotten_is_remembered(tmp_path: Path, kind: str) -> None:
+    library = Library()
+    queue = queue_of(library, kind, tmp_path)
+    ended, held, *late = [queue.add(some(kind)) for _ in range(4)]
+    for name in (ended, held):
+        assert queue.lock(name)
+    library.peer(queue).remove(ended)
+
+    def lock_late() -> None:
+        threads = [threading.Thread(target=queue.lock, args=(name,)) for name in late]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    library.before("lstat", lock_late)
+    queue._forget_ended()
+    assert queue._locks.keys() == {held, *late}
+
+
+def test_what_a_thread_locks_again_while_it_is_forgotten_is_remembered(tmp_path: Path) -> None:
+    library = Library()
+    queue = library.queue(tmp_path)
+    name = queue.add({"body": "data"})
+    assert queue.lock(name)
+    library.peer(queue).unlock(name)
+    next_tick(tmp_path)
+    library.before("lstat", lambda: queue.lock(name))
+    queue._forget_ended()
+    assert queue._locks.keys() == {name}
+
+
+@each_kind
+def test_what_a_thread_forgets_while_it_is_unlocked_is_not_locked(tmp_path: Path, kind: str) -> None:
+    library = Library()
+    queue = queue_of(library, kind, tmp_path)
+    name = queue.add(some(kind))
+    assert queue.lock(name)
+    library.peer(queue).unlock(name)
+    library.before("lstat", queue._forget_ended)
+    assert queue.unlock(name, permissive=True) is False
 
 
 @both
@@ -598,7 +663,8 @@ def test_errors_say_what_was_tried_and_keep_what_the_kernel_said(tmp_path: Path,
             assert call in ("unlink", "rmdir"), f"{verb} leaves {path} when {call} fails"
             path.unlink() if path.is_file() else path.rmdir()
     assert {("add", "open"), ("add", "write"), ("add", "close"), ("get", "read"), ("get", "fstat")} <= seen
-    assert {("count", "listdir"), ("purge", "listdir"), ("first", "listdir"), ("names", "listdir")} <= seen
+    assert set(itertools.product(("count", "purge", "first", "names"), ("scandir",))) <= seen
+    assert set(itertools.product(("purge", "first", "names"), ("listdir",))) <= seen
     assert {("lock", "lstat"), ("lock", "link" if kind == "simple" else "mkdir"), ("touch", "utime")} <= seen
 
 

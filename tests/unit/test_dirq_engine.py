@@ -127,6 +127,14 @@ def test_a_body_that_cannot_be_opened_ever_is_given_with_its_lock(bench: Bench) 
     assert bench.elements.remove(name)
 
 
+def test_who_removes_the_body_that_was_given_does_not_unlock(bench: Bench) -> None:
+    """A handler may tidy up after itself; nobody else is to begin with what it has ended."""
+    name = bench.locked()
+    Path(bench.elements.body_path(name)).unlink()
+    assert bench.elements.found_lock(name) is not None
+    assert bench.another.open_locked(name) is None
+
+
 def test_an_element_without_its_body_is_given_with_its_lock(schema: Bench) -> None:
     name = schema.add()
     (schema.place / name / "body").unlink()
@@ -169,16 +177,17 @@ def test_an_element_that_is_no_file_cannot_be_locked(simple: Bench) -> None:
     path = simple.place / name
     path.unlink()
     path.mkdir()
-    with pytest.raises(OSError, match="no regular file") as caught:
+    with pytest.raises(PermissionError):
         simple.elements.lock(name)
-    assert caught.value.errno == errno.EINVAL
+    assert simple.elements.found_lock(name) is None
 
 
-def test_what_is_locked_is_not_touched_by_who_tries(simple: Bench) -> None:
+@pytest.mark.parametrize("verb", ["lock", "open_locked"])
+def test_what_is_locked_is_not_touched_by_who_tries(simple: Bench, verb: str) -> None:
     """Or who looks often would keep the lock of a dead holder young for ever."""
     name = simple.locked()
     os.utime(simple.place / name, (1, 1))
-    assert simple.another.lock(name) is None
+    assert getattr(simple.another, verb)(name) is None
     assert (simple.place / name).stat().st_mtime == 1
 
 
@@ -246,14 +255,15 @@ def test_what_waits_is_told_from_what_is_locked_and_what_is_odd(bench: Bench) ->
     names = [bench.add() for _ in range(3)]
     directory = names[0][:8]
     assert bench.elements.lock(names[1]) is not None
-    fifo, stray = f"{directory}/6553f1230a1b2c", f"{directory}/stray"
+    fifo, link, stray = f"{directory}/6553f1230a1b2c", f"{directory}/6553f1230a1b2d", f"{directory}/stray"
     os.mkfifo(bench.place / fifo)
+    (bench.place / link).symlink_to(names[0][9:])
     (bench.place / stray).touch()
     odd: set[str] = set()
     found = bench.elements.waiting(directory, odd)
     assert found == ([names[0], names[2]] if bench.elements.lists_locks else names)
-    assert odd == {fifo}
-    assert bench.elements.names(directory) == sorted([fifo, *names])
+    assert odd == {fifo, link}
+    assert bench.elements.names(directory) == sorted([fifo, link, *names])
     assert bench.elements.waiting(GONE[:8], odd) == bench.elements.names(GONE[:8]) == []
     assert bench.elements.directories() == [directory]
 
@@ -266,6 +276,110 @@ def test_a_queue_that_cannot_be_listed_is_an_error(bench: Bench) -> None:
     bench.fail("listdir", errno.EACCES)
     with pytest.raises(PermissionError):
         bench.elements.names(directory)
+
+
+# ---- links that lead out of the queue
+
+
+class Outside:
+    """A queue like that of *bench*, with an old, locked element in it: what a link could lead to."""
+
+    def __init__(self, bench: Bench, place: Path) -> None:
+        self.bench = Bench(bench.kind, place / "outside")
+        self.name = self.bench.locked()
+        self.element = self.bench.place / self.name
+        os.utime(self.element, (1, 1))
+        self.before = self.found()
+
+    def found(self) -> list[tuple[str, int, int, int]]:
+        """Everything in it, with what a touch, a lock or a removal would change."""
+        paths = sorted(self.bench.place.rglob("*"))
+        return [
+            (str(path), found.st_mode, found.st_mtime_ns, found.st_nlink) for path in paths if (found := path.lstat())
+        ]
+
+    def link(self, path: Path, target: Path) -> Path:
+        """An old link at *path*."""
+        path.symlink_to(target)
+        os.utime(path, (1, 1), follow_symlinks=False)
+        return path
+
+
+def test_a_link_in_the_place_of_an_intermediate_directory_is_none(bench: Bench, tmp_path: Path) -> None:
+    outside, name = Outside(bench, tmp_path), bench.add()
+    link = outside.link(bench.place / "00000003", outside.element.parent)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    outside.link(bench.place / "00000004", empty)
+    assert bench.elements.directories() == [name[:8]]
+    assert bench.elements.count() == 1
+    now_ns = SYSTEM.wall_ns()
+    swept = bench.elements.sweep(now_ns, now_ns)
+    assert (swept.locks, swept.errors, swept.directories) == ([], [], 0)
+    assert link.is_symlink()
+    assert empty.exists()
+    assert outside.found() == outside.before
+
+
+def test_a_link_in_the_place_of_an_element_is_neither_locked_nor_removed_nor_swept(
+    bench: Bench, tmp_path: Path
+) -> None:
+    outside, directory = Outside(bench, tmp_path), bench.add()[:8]
+    name = f"{directory}/6553f1230a1b2c"
+    link = outside.link(bench.place / name, outside.element)
+    with pytest.raises(OSError, match="is no") as caught:
+        bench.elements.lock(name)
+    assert caught.value.errno == (errno.EINVAL if bench.kind == "simple" else errno.ENOTDIR)
+    now_ns = SYSTEM.wall_ns()
+    swept = bench.elements.sweep(now_ns, now_ns)
+    assert (swept.locks, swept.errors) == ([], [])
+    assert link.is_symlink()
+    if bench.kind == "simple":
+        assert bench.elements.remove(name), "of a file that is the link itself, as it is of one that cannot be read"
+    else:
+        with pytest.raises(NotADirectoryError):
+            bench.elements.remove(name)
+        assert link.is_symlink()
+    assert outside.found() == outside.before
+
+
+def test_a_link_among_what_is_left_over_is_not_followed(bench: Bench, tmp_path: Path) -> None:
+    outside, directory = Outside(bench, tmp_path), bench.add()[:8]
+    if bench.kind == "simple":
+        for file in ("6553f1230a1b2c.tmp", "6553f1230a1b2c.lck", "6553f1230a1b2c.0123abcd.tmp"):
+            outside.link(bench.place / directory / file, outside.element)
+    else:
+        for place in ("temporary", "obsolete"):
+            outside.link(bench.place / place / "6553f1230a1b2c", outside.element)
+        outside.link(bench.place / directory / "6553f1230a1b2c.0123abcd.tmp", outside.element)
+        parts = bench.place / "temporary" / "6553f1230a1b2d"
+        parts.mkdir()
+        for part in ("body", "locked"):
+            outside.link(parts / part, outside.element / part)
+        os.utime(parts, (1, 1))
+    now_ns = SYSTEM.wall_ns()
+    swept = bench.elements.sweep(now_ns, now_ns)
+    assert swept.errors == []
+    assert outside.found() == outside.before
+
+
+def test_a_link_that_comes_right_after_a_directory_was_made_opens_nothing_to_others(tmp_path: Path) -> None:
+    kernel, elsewhere = Kernel(), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    elsewhere.chmod(0o700)
+    elements = SchemaElements(str(tmp_path / "queue"), umask=0, system=kernel)
+    elements.make()
+
+    def replace() -> None:
+        del kernel.hooks["open"]
+        (tmp_path / "queue" / "made").rmdir()
+        (tmp_path / "queue" / "made").symlink_to(elsewhere)
+
+    kernel.hooks["open"] = replace
+    with pytest.raises(OSError, match="made") as caught:
+        elements.make_directory(f"{tmp_path}/queue/made")
+    assert caught.value.errno in (errno.ELOOP, errno.ENOTDIR)
+    assert elsewhere.stat().st_mode & 0o777 == 0o700
 
 
 # ---- out and in again
@@ -291,6 +405,22 @@ def test_a_target_that_cannot_be_is_no_missing_element(bench: Bench, tmp_path: P
     with pytest.raises(FileNotFoundError):
         bench.elements.take_out(name, str(tmp_path / "missing" / "away"))
     assert bench.elements.found_lock(name) is not None
+
+
+def test_it_can_be_tried_whether_elements_can_be_moved_somewhere(bench: Bench, tmp_path: Path) -> None:
+    bench.add()
+    before, target = bench.left(), tmp_path / "moved"
+    bench.kernel.calls.clear()
+    bench.elements.check_moves(str(target))
+    assert [call[2] for call in bench.kernel.calls if call[0] == "rename"] == [str(target)]
+    assert bench.left() == before
+    assert not target.exists()
+    bench.fail("rename", errno.EXDEV)
+    with pytest.raises(OSError, match="cross-device"):
+        bench.elements.check_moves(str(target))
+    with pytest.raises(FileNotFoundError):
+        bench.elements.check_moves(str(tmp_path / "missing" / "moved"))
+    assert bench.left() == before
 
 
 def test_an_element_comes_back_into_a_directory_that_was_purged(bench: Bench, tmp_path: Path) -> None:
@@ -439,21 +569,50 @@ def test_a_sweep_goes_on_after_an_error_and_tells_it_at_the_end(bench: Bench) ->
     for name in names:
         os.utime(bench.place / name, (1, 1))
     bench.fail("rename", errno.EIO)
-    with pytest.raises(OSError, match="Input/output"):
-        bench.elements.sweep(None, SYSTEM.wall_ns() - 10**9)
-    assert sorted(bench.another.found_lock(name) is None for name in names) == [False, True, True]
+    swept = bench.elements.sweep(None, SYSTEM.wall_ns() - 10**9)
+    assert [error.errno for error in swept.errors] == [errno.EIO]
+    assert swept.locks == names[1:], "what was broken can be locked again, and its broken locks are to be told"
+    assert [bench.another.found_lock(name) is None for name in names] == [False, True, True]
+
+
+@pytest.mark.parametrize("place", ["temporary", "obsolete", "00000000"])
+def test_a_directory_that_cannot_be_listed_keeps_no_other_from_being_swept(schema: Bench, place: str) -> None:
+    (schema.place / "00000000").mkdir()
+    (schema.place / "00000001").mkdir()
+    name = schema.locked()
+    os.utime(schema.place / name, (1, 1))
+
+    def refuse(path: str) -> list[str]:
+        if path == str(schema.place / place):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return os.listdir(path)
+
+    schema.kernel.replaced["listdir"] = refuse
+    limit_ns = SYSTEM.wall_ns() - 10**9
+    swept = schema.elements.sweep(limit_ns, limit_ns)
+    assert [error.errno for error in swept.errors] == [errno.EACCES]
+    assert swept.locks == [name]
 
 
 # ---- a network filesystem
 
 
-def test_a_removal_whose_reply_was_lost_is_a_removal(bench: Bench) -> None:
+@pytest.mark.parametrize("call", ["rename", "unlink"])
+def test_a_removal_whose_reply_was_lost_is_a_removal(bench: Bench, call: str) -> None:
     name = bench.locked()
-    bench.lose_reply("unlink" if bench.kind == "simple" else "rename", errno.ENOENT)
+    bench.lose_reply(call, errno.ENOENT)
     assert bench.elements.remove(name)
     assert bench.elements.count() == 0
     assert bench.left() in ([], [name[:8]])
     assert not bench.elements.remove(GONE)
+
+
+def test_a_removal_by_another_is_not_taken_for_ours_whose_reply_was_lost(bench: Bench) -> None:
+    """On a network filesystem, with our lock still there: a holder whose lock had been broken was late."""
+    bench.kernel.network = "nfs"
+    name = bench.locked()
+    os.rename(bench.place / name, bench.place.parent / "settled")
+    assert not bench.elements.remove(name)
 
 
 def test_an_add_whose_reply_was_lost_adds_once(bench: Bench) -> None:
@@ -506,8 +665,7 @@ def test_now_is_asked_of_the_filesystem_where_it_has_a_clock_of_its_own(bench: B
 
 def test_the_directory_for_elements_is_looked_up_once_a_second(schema: Bench) -> None:
     def listings() -> int:
-        found = [call for call in schema.kernel.calls if call == ("listdir", str(schema.place))]
-        return len(found)
+        return schema.kernel.calls.count(("scandir", str(schema.place)))
 
     for _ in range(5):
         schema.add()

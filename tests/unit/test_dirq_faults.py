@@ -260,6 +260,45 @@ def test_D6_a_holder_that_touches_stays_the_holder(tmp_path: Path) -> None:
         queue.remove(name)
 
 
+@each_kind()
+@pytest.mark.parametrize("verb", ["get", "unlock", "remove"])
+@pytest.mark.parametrize("other", ["touches", "appends"])
+def test_D6_a_lock_is_not_lost_by_what_another_does_to_the_element(
+    tmp_path: Path, kind: str, verb: str, other: str
+) -> None:
+    """Two seconds after it was taken: a child that shows that it is at work, or edits its input in place."""
+    library = Library()
+    queue = opened(library, kind, tmp_path)
+    name = queue.add(some(kind))
+    assert queue.lock(name)
+    peer = library.peer(queue)
+    body = Path(peer.elements.body_path(name))
+    library.kernel.moved_ns = 2 * 10**9
+    if other == "appends":
+        body.write_bytes(body.read_bytes() + b" and more")
+    for path in {body, tmp_path / name}:
+        os.utime(path, ns=(library.kernel.wall_ns(),) * 2)
+    found = getattr(queue, verb)(name)
+    if verb == "get":
+        assert len(body.read_bytes()) == len(found if kind == "simple" else found["body"])
+    assert queue._locks.keys() == ({name} if verb == "get" else set())
+
+
+@each_kind()
+def test_D6_who_takes_a_lock_that_was_broken_late_is_not_taken_for_a_touch(tmp_path: Path, kind: str) -> None:
+    """A purge at half of the limit that is published breaks nothing sooner."""
+    library = Library()
+    queue = opened(library, kind, tmp_path)
+    name = queue.add(some(kind))
+    library.lock_long_ago(queue, name, 301)
+    next_tick(tmp_path)
+    another = library.peer(queue)
+    another.purge(maxlock=300)
+    assert another.lock(name)
+    with pytest.raises(library.QueueLockError):
+        queue.remove(name)
+
+
 # ---- D7
 
 
@@ -378,22 +417,19 @@ def test_D10_a_reader_passes_by_a_directory_that_is_gone(library: Library, tmp_p
 @pytest.mark.parametrize("verb", ["count", "purge"])
 def test_D10_count_and_purge_pass_by_a_directory_that_is_gone(library: Library, tmp_path: Path, verb: str) -> None:
     queue = library.simple(tmp_path)
-    listed: list[str] = []
-    for name in ("00000001", "00000002"):
-        (tmp_path / name).mkdir()
+    gone = tmp_path / "00000001"
+    for path in (gone, tmp_path / "00000002"):
+        path.mkdir()
 
     def vanishing(path: str) -> list[str]:
-        found = os.scandir(path)
-        names = [entry.name for entry in found]
-        found.close()
-        if not listed:
-            listed.extend(names)
-            (tmp_path / "00000001").rmdir()
-        return names
+        if path == str(gone):
+            gone.rmdir()
+        with os.scandir(path) as found:  # for listdir is replaced
+            return [entry.name for entry in found]
 
     library.replace("listdir", vanishing)
     getattr(queue, verb)()
-    assert listed
+    assert not gone.exists()
 
 
 @twins("an element that is added while its directory is removed raises", raises=OSError)
@@ -543,6 +579,22 @@ def test_D16_a_queue_that_cannot_be_listed_is_not_empty(library: Library, tmp_pa
     assert caught.value.errno == code
 
 
+@each_kind()
+@pytest.mark.parametrize("verb", ["first", "count", "purge"])
+def test_D16_the_top_directory_that_cannot_be_listed_is_not_empty_either(tmp_path: Path, kind: str, verb: str) -> None:
+    """Ours lists that one by another call."""
+    library = Library()
+    queue = opened(library, kind, tmp_path)
+
+    def refuse(path: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    library.replace("scandir", refuse)
+    with pytest.raises(OSError, match="cannot scandir") as caught:
+        getattr(queue, verb)()
+    assert caught.value.errno == errno.EIO
+
+
 # ---- D17
 
 
@@ -611,7 +663,8 @@ def test_D20_a_null_queue_says_that_nothing_in_it_can_be_touched(library: Librar
 def test_D21_add_does_not_list_the_queue_each_time(library: Library, tmp_path: Path) -> None:
     queue = library.queue(tmp_path)
     count = itertools.count()
-    library.before("listdir", lambda: next(count), always=True)
+    for call in ("listdir", "scandir"):
+        library.before(call, lambda: next(count), always=True)
     for _ in range(20):
         queue.add({"body": "data"})
     assert next(count) <= 5, "one, and one for each second that passed meanwhile"
@@ -625,7 +678,7 @@ def test_D21_a_walk_lists_each_directory_once(tmp_path: Path, kind: str) -> None
     names = [queue.add(some(kind)) for _ in range(5)]
     library.kernel.calls.clear()
     assert list(queue) == names
-    assert [call[0] for call in library.kernel.calls] == ["listdir"] * 2
+    assert [call[0] for call in library.kernel.calls] == ["scandir", "listdir"]
 
 
 # ---- D22
@@ -718,7 +771,7 @@ def test_D26_a_large_table_is_written_in_one_piece() -> None:
 
 
 def test_an_element_that_is_removed_while_it_is_locked_is_not_locked(tmp_path: Path) -> None:
-    """A holder whose lock had been broken removes it right before our look at the lock that we have taken."""
+    """A holder whose lock had been broken removes it right before our look at what we have locked."""
     for kind, verb in itertools.product(("simple", "queue"), ("lock", "open_locked")):
         library = Library()
         queue = opened(library, kind, tmp_path / kind / verb)
@@ -726,7 +779,7 @@ def test_an_element_that_is_removed_while_it_is_locked_is_not_locked(tmp_path: P
         remover = library.peer(queue).elements
         call = "link" if kind == "simple" else "mkdir"
         if kind == "simple":
-            last = "lstat" if verb == "lock" else "fstat"
+            last = "lstat" if verb == "lock" else "open"
 
             def settle(path: str = f"{queue.path}/{name}") -> None:
                 os.unlink(path)

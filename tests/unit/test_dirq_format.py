@@ -29,6 +29,7 @@ from tests.dirq_twins import (
 )
 from workers.dirq import Queue, QueueSimple
 from workers.dirq.elements import check_name, element_name, names_of, time_of
+from workers.dirq.kind import kind_of
 from workers.dirq.simple_elements import SimpleElements
 from workers.system import System
 
@@ -144,6 +145,36 @@ def test_a_lock_of_ours_is_stale_for_the_original_when_it_is_for_us(
             assert reaper.lock(name)
 
 
+# ---- which kind it is
+
+
+@pytest.mark.parametrize(
+    ("there", "kind"),
+    [
+        ([], "empty"),
+        ([".snapshot", ".00000000"], "empty"),
+        (["temporary"], "empty"),
+        (["obsolete"], "empty"),
+        (["temporary", "obsolete"], "normal"),
+        (["temporary", "obsolete", "00000000", "stray"], "normal"),
+        (["6553f100"], "simple"),
+        (["6553f100", "temporary", "stray"], "simple"),
+        (["incoming", "temporary", "obsolete", "6553f100"], "spool"),
+        (["stray"], "other"),
+        (["temporary", "6553F100", "6553f1000"], "other"),
+    ],
+)
+def test_the_kind_of_a_queue_is_told_by_the_names_in_it(there: list[str], kind: str) -> None:
+    assert kind_of(there) == kind
+
+
+def test_what_the_classes_make_is_known_by_its_kind(tmp_path: Path) -> None:
+    QueueSimple(str(tmp_path / "simple")).add(b"data")
+    Queue(str(tmp_path / "normal"))
+    for kind in ("simple", "normal"):
+        assert kind_of(os.listdir(tmp_path / kind)) == kind
+
+
 # ---- names
 
 
@@ -207,14 +238,14 @@ def test_queue_simple_makes_these_calls(tmp_path: Path) -> None:
     name = queue.add(b"data")
     assert calls_of(library, tmp_path) == ["open D/N.tmp", "write", "close", "link D/N.tmp D/N", "unlink D/N.tmp"]
     queue.lock(name)
-    assert calls_of(library, tmp_path) == ["lstat D/N", "utime D/N", "link D/N D/N.lck", "lstat D/N.lck"]
+    assert calls_of(library, tmp_path) == ["lstat D/N", "utime D/N", "link D/N D/N.lck", "lstat D/N"]
     queue.get(name)
     assert calls_of(library, tmp_path) == ["open D/N.lck", "fstat", "read", "close"]
     queue.unlock(name)
     assert calls_of(library, tmp_path) == ["lstat D/N.lck", "unlink D/N.lck"]
     _, fd, _ = queue.elements.open_locked(name)
     os.close(fd)
-    assert calls_of(library, tmp_path) == ["utime D/N", "link D/N D/N.lck", "open D/N.lck", "fstat"]
+    assert calls_of(library, tmp_path) == ["lstat D/N", "utime D/N", "link D/N D/N.lck", "open D/N", "fstat"]
     queue.remove(name)
     assert calls_of(library, tmp_path) == ["lstat D/N.lck", "unlink D/N", "unlink D/N.lck"]
 
@@ -230,12 +261,12 @@ def test_queue_makes_these_calls(tmp_path: Path) -> None:
         "mkdir temporary/N", "open temporary/N/body", "write", "close", "lstat D", "rename temporary/N D/N",
     ]  # fmt: skip
     queue.lock(name)
-    assert calls_of(library, tmp_path) == ["mkdir D/N/locked", "lstat D/N/locked"]
+    assert calls_of(library, tmp_path) == ["lstat D/N", "mkdir D/N/locked", "lstat D/N/locked"]
     queue.get(name)
     assert calls_of(library, tmp_path) == ["lstat D/N/locked", "open D/N/body", "fstat", "read", "close"]
     queue.remove(name)
     assert calls_of(library, tmp_path) == [
-        "lstat D/N/locked", "listdir D/N", "rename D/N obsolete/N", "unlink obsolete/N/body",
+        "lstat D/N/locked", "lstat D/N", "listdir D/N", "rename D/N obsolete/N", "unlink obsolete/N/body",
         "rmdir obsolete/N/locked", "rmdir obsolete/N",
     ]  # fmt: skip
 
@@ -270,6 +301,7 @@ def test_a_lock_is_told_from_a_later_one_by_inode_and_time(tmp_path: Path) -> No
     elements.touch(name, lock.at_ns + 2 * 10**9)
     assert not elements.is_held(lock)
     assert elements.is_held(lock, touched_ns=lock.at_ns + 2 * 10**9)
+    assert elements.is_held(lock, within_ns=2 * 10**9)
     elements.touch(name, lock.at_ns - 2 * 10**9)
     assert not elements.is_held(lock)
 

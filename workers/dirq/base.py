@@ -155,7 +155,7 @@ class QueueBase:
         """Unlock and forget it; False when it was not locked. Raises as _is_ours does."""
         if name in self._locks:
             is_ours = self._is_ours(name, "unlock")
-            del self._locks[name]
+            self._locks.pop(name, None)  # another thread may have forgotten it meanwhile
             return is_ours and self.elements.unlock(name)
         check_name(name)
         return self.elements.unlock(name)
@@ -165,8 +165,8 @@ class QueueBase:
 
     def _forget_ended(self) -> None:
         """Let go of those that others have ended: a child process, or who broke them."""
-        for name, lock in list(self._locks.items()):  # a copy: other threads lock meanwhile
-            if not self._is_held(lock):
+        for name, lock in list(self._locks.items()):  # a copy: other threads lock meanwhile, the same ones too
+            if not self._is_held(lock) and self._locks.get(name) is lock:
                 self._locks.pop(name, None)
         self._locks_max = max(LOCKS_MIN, 2 * len(self._locks))
 

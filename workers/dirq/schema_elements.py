@@ -178,13 +178,16 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
 
     def lock(self, name: str) -> Lock | None:
         """See Elements.lock: lstat, mkdir, lstat. Raises OSError ENOTDIR when the element is no directory."""
-        path = f"{self.path}/{name}"
         try:
-            if not stat.S_ISDIR(self.system.lstat(path).st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, "is no directory", path)
+            self._check_directory(f"{self.path}/{name}")
         except FileNotFoundError:
             return None
         return self._lock(name)
+
+    def _check_directory(self, path: str) -> None:
+        """Raise NotADirectoryError for anything else, FileNotFoundError: a link would lead out of the queue."""
+        if not stat.S_ISDIR(self.system.lstat(path).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "is no directory", path)
 
     def _lock(self, name: str) -> Lock | None:
         system = self.system
@@ -257,7 +260,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         return self._rmdir(f"{self.path}/{name}/{LOCKED_DIRECTORY}")
 
     def remove(self, name: str) -> bool:
-        """See Elements.remove: look, rename to obsolete/, unlink the parts, rmdir."""
+        """See Elements.remove: look, rename to obsolete/, unlink the parts, rmdir. Raises as lock() does."""
         try:
             parts = self._parts(name)
         except FileNotFoundError:
@@ -271,6 +274,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
     def _parts(self, name: str) -> list[str]:
         """The files of an element. Raises QueueError for what none has, FileNotFoundError when it is gone."""
         path = f"{self.path}/{name}"
+        self._check_directory(path)
         parts = self.system.listdir(path)
         if LOCKED_DIRECTORY in parts:
             parts.remove(LOCKED_DIRECTORY)
@@ -396,11 +400,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         directories = self.directories()
         if temporary_before_ns is not None:
             for place in (TEMPORARY_DIRECTORY, OBSOLETE_DIRECTORY):
-                for name in self.names(place):
-                    try:
-                        swept.temporary += self._remove_old(name, temporary_before_ns)
-                    except OSError as error:
-                        swept.errors.append(error)
+                self._sweep_place(place, temporary_before_ns, swept)
         for directory in directories:
             try:
                 is_empty = self._sweep_directory(directory, temporary_before_ns, locked_before_ns, swept)
@@ -410,6 +410,19 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
                 if error.errno != errno.ENOENT and error.errno not in TAKEN:
                     swept.errors.append(error)
         return swept
+
+    def _sweep_place(self, place: str, before_ns: int, swept: Swept) -> None:
+        """Sweep temporary/ or obsolete/."""
+        try:
+            names = self.names(place)
+        except OSError as error:
+            swept.errors.append(error)
+            return
+        for name in names:
+            try:
+                swept.temporary += self._remove_old(name, before_ns)
+            except OSError as error:
+                swept.errors.append(error)
 
     def _sweep_directory(
         self,

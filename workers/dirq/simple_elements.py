@@ -173,7 +173,7 @@ class SimpleElements(Elements[bytes]):
         return f"{self.path}/{name}"
 
     def lock(self, name: str) -> Lock | None:
-        """See Elements.lock. Raises OSError EINVAL when the element is no regular file."""
+        """See Elements.lock. Raises OSError when the element is no regular file: EINVAL, of a directory EPERM."""
         system = self.system
         path = f"{self.path}/{name}"
         lock_path = path + LOCKED_SUFFIX
