@@ -6,7 +6,11 @@ look-ups. Every change is told to who listens (Change), with the process that ma
 it: that is how a ledger knows of a message that was removed by somebody who did not
 hold it, or replaced by another.
 
-Limits: no permissions, no times of access, nothing above one level of symbolic links.
+The times and link counts of directories, and the times of contents, belong to the state
+of an *exact* disk alone: a directory queue of the dirq kind judges by them, a spool does not.
+
+Limits: modes are kept and refuse nothing; no times of access, nothing above one level of
+symbolic links.
 Long because: the calls are one kernel interface, read beside its manual pages.
 See also: kernel (the same calls as one process makes them), ledger (who listens).
 """
@@ -28,7 +32,7 @@ class Change(NamedTuple):
     One change, told after it was made.
 
     Attributes:
-        call: create, write, rename, link, unlink, mkdir, rmdir, fsync, fsync_directory, syncfs.
+        call: create, write, rename, link, unlink, mkdir, rmdir, utime, chmod, fsync, fsync_directory, syncfs.
         by: the process; inode: what was changed. source and target are paths, "" where there is none.
         replaced: the inode that a rename put out of its way.
     """
@@ -51,6 +55,7 @@ class Inode:
     mtime_ns: int
     data: bytes = b""
     links: int = 1
+    mode: int = 0o644
     entries: dict[str, Inode] = field(default_factory=dict)
 
     @property
@@ -60,13 +65,13 @@ class Inode:
 
     def copy(self) -> Inode:
         """Another like it, and empty if it is a directory."""
-        return Inode(self.number, self.kind, self.ctime_ns, self.mtime_ns, self.data, self.links)
+        return Inode(self.number, self.kind, self.ctime_ns, self.mtime_ns, self.data, self.links, self.mode)
 
     def result(self) -> os.stat_result:
         """What stat(2) says of it."""
         size, inode = len(self.data), self.number[0] * 1_000_000 + self.number[1]
         mtime_s, ctime_s = self.mtime_ns // 10**9, self.ctime_ns // 10**9
-        ten = (self.kind | 0o644, inode, 1, self.links, 0, 0, size, mtime_s, mtime_s, ctime_s)
+        ten = (self.kind | self.mode, inode, 1, self.links, 0, 0, size, mtime_s, mtime_s, ctime_s)
         exact = {"st_mtime_ns": self.mtime_ns, "st_ctime_ns": self.ctime_ns}
         return os.stat_result(ten, exact | {"st_mtime": self.mtime_ns / 1e9, "st_ctime": self.ctime_ns / 1e9})
 
@@ -89,14 +94,18 @@ class Entry:
 
 
 class Disk:
-    """*now_ns* is its own clock, which stamps what it changes. Every call takes the process that makes it."""
+    """
+    *now_ns* is its own clock, which stamps what it changes. Every call takes the process that makes it.
 
-    def __init__(self, now_ns: Callable[[], int]) -> None:
-        self.now_ns = now_ns
+    *is_exact*: see above. *counts_links*: a directory has a link for each one in it; on some filesystems always 1.
+    """
+
+    def __init__(self, now_ns: Callable[[], int], *, is_exact: bool = False, counts_links: bool = True) -> None:
+        self.now_ns, self.is_exact, self._counts_links = now_ns, is_exact, is_exact and counts_links
         self.listeners: list[Callable[[Change], None]] = []
         self.is_full = False
         self._made: dict[int, int] = {}
-        root = Inode((0, 0), DIRECTORY, now_ns(), now_ns())
+        root = Inode((0, 0), DIRECTORY, now_ns(), now_ns(), links=2 if self._counts_links else 1)
         self.directories: dict[str, Inode] = {"/": root}
 
     # ---- what is there
@@ -105,17 +114,18 @@ class Disk:
         """The directory *path*. Raises ENOENT, ENOTDIR."""
         found = self.directories.get(path)
         if found is None:
-            raise _error(errno.ENOTDIR if self._found(path) else errno.ENOENT, path)
+            raise _error(errno.ENOTDIR if self.found(path) else errno.ENOENT, path)
         return found
 
     def inode(self, path: str) -> Inode:
         """What is at *path*. Raises ENOENT."""
-        found = self._found(path)
+        found = self.found(path)
         if found is None:
             raise _error(errno.ENOENT, path)
         return found
 
-    def _found(self, path: str) -> Inode | None:
+    def found(self, path: str) -> Inode | None:
+        """What is at *path*, if anything."""
         where, _, name = path.rpartition("/")
         parent = self.directories.get(where or "/")
         return self.directories.get(path) if parent is None or not name else parent.entries.get(name)
@@ -142,7 +152,15 @@ class Disk:
                 here[name] = self.directories[below] if inode.is_directory else inode.copy()
 
     def fingerprint(self) -> int:
-        """Equal for equal trees, with the files' contents and times (a directory's are looked at by nobody)."""
+        """Equal for equal trees, with the files' contents and times; with a directory's only where it is exact."""
+        if self.is_exact:
+            return hash(
+                frozenset(
+                    (path, name, inode.number, inode.data, inode.ctime_ns, inode.mtime_ns, inode.mode)
+                    for path, one in self.directories.items()
+                    for name, inode in one.entries.items()
+                )
+            )
         return hash(
             frozenset(
                 (path, name, inode.number, inode.data, 0 if inode.is_directory else inode.ctime_ns)
@@ -175,7 +193,10 @@ class Disk:
             there.links -= 1
         if inode.is_directory:
             self._move_below(source, target)
-        self._stamp(inode, old, new)
+            self._count(old, -1)
+            self._count(new, 0 if there else 1)
+        self._stamp(old, new)
+        inode.ctime_ns = old.ctime_ns  # a directory that is moved keeps the time of its contents
         self._tell("rename", by, inode, source, target, there)
 
     def _move_below(self, source: str, target: str) -> None:
@@ -189,6 +210,8 @@ class Disk:
         self._check_room()
         if name in parent.entries:
             raise _error(errno.EEXIST, target)
+        if inode.is_directory:
+            raise _error(errno.EPERM, source)
         parent.entries[name] = inode
         inode.links += 1
         self._stamp(inode, parent)
@@ -205,14 +228,16 @@ class Disk:
         self._stamp(inode, parent)
         self._tell("unlink", by, inode, path)
 
-    def mkdir(self, by: Any, path: str) -> None:
+    def mkdir(self, by: Any, path: str, mode: int = 0o755) -> None:
         """mkdir(2)."""
         parent, name = self._parent(path)
         if name in parent.entries:
             raise _error(errno.EEXIST, path)
         self._check_room()
-        inode = self._make(by, DIRECTORY)
+        inode = self._make(by, DIRECTORY, mode)
+        inode.links += self._counts_links
         parent.entries[name] = self.directories[path] = inode
+        self._count(parent, 1)
         self._stamp(parent)
         self._tell("mkdir", by, inode, path)
 
@@ -223,6 +248,7 @@ class Disk:
             raise _error(errno.ENOTEMPTY, path)
         parent, name = self._parent(path)
         del parent.entries[name], self.directories[path]
+        self._count(parent, -1)
         self._stamp(parent)
         self._tell("rmdir", by, inode, path)
 
@@ -234,17 +260,30 @@ class Disk:
         parent.entries[name] = inode = self._make(by, LINK)
         inode.data = text.encode()
 
+    def utime(self, by: Any, path: str, times_ns: tuple[int, int] | None = None) -> None:
+        """utimensat(2), no link followed."""
+        inode, now_ns = self.inode(path), self.now_ns()
+        inode.mtime_ns, inode.ctime_ns = times_ns[1] if times_ns else now_ns, now_ns
+        self._tell("utime", by, inode, path)
+
+    def chmod(self, by: Any, inode: Inode, mode: int) -> None:
+        """chmod(2), fchmod(2)."""
+        inode.mode, inode.ctime_ns = mode, self.now_ns()
+        self._tell("chmod", by, inode)
+
     # ---- files
 
-    def open(self, by: Any, path: str, flags: int) -> Inode:
+    def open(self, by: Any, path: str, flags: int, mode: int = 0o644) -> Inode:
         """open(2): the inode."""
         if path in self.directories:
+            if flags & os.O_CREAT:
+                raise _error(errno.EEXIST if flags & os.O_EXCL else errno.EISDIR, path)
             return self.directories[path]
         parent, name = self._parent(path)
         inode = parent.entries.get(name)
         if inode is None and flags & os.O_CREAT:
             self._check_room()
-            parent.entries[name] = inode = self._make(by, FILE)
+            parent.entries[name] = inode = self._make(by, FILE, mode)
             self._stamp(parent)
             self._tell("create", by, inode, path)
             return inode
@@ -256,12 +295,18 @@ class Disk:
             raise _error(errno.ELOOP, path)
         if flags & os.O_DIRECTORY:
             raise _error(errno.ENOTDIR, path)
+        if flags & os.O_TRUNC and inode.data:
+            inode.data = b""
+            self.write(by, inode, b"")
         return inode
 
-    def write(self, by: Any, inode: Inode, data: bytes) -> int:
-        """write(2), at the end."""
+    def write(self, by: Any, inode: Inode, data: bytes, start: int | None = None) -> int:
+        """write(2), at the end; pwrite(2) where it says *start*."""
         self._check_room()
-        inode.data += bytes(data)
+        if start is None:
+            inode.data += bytes(data)
+        else:
+            inode.data = inode.data[:start].ljust(start, b"\0") + bytes(data) + inode.data[start + len(data) :]
         inode.mtime_ns = self.now_ns()
         self._stamp(inode)
         self._tell("write", by, inode)
@@ -273,10 +318,13 @@ class Disk:
 
     # ---- inside
 
-    def _make(self, by: Any, kind: int) -> Inode:
+    def _make(self, by: Any, kind: int, mode: int = 0o777) -> Inode:
         count = self._made[by.pid] = self._made.get(by.pid, 0) + 1
         now_ns = self.now_ns()
-        return Inode((by.pid, count), kind, now_ns, now_ns)
+        return Inode((by.pid, count), kind, now_ns, now_ns, mode=mode)
+
+    def _count(self, parent: Inode, more: int) -> None:
+        parent.links += more * self._counts_links
 
     def _stamp(self, *changed: Inode) -> None:
         now_ns = self.now_ns()

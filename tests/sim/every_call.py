@@ -45,8 +45,8 @@ FAIL, STAY, LOST = "fails", "fails from there on", "is done, its reply lost"
 AWAY = "finds the mount away"
 CRASH, TOLD, MEET = "ends the process", "ends the process, of which its keeper is told", "is late"
 
-CREATES = frozenset({"write", "mkdir", "link", "rename", "rename_noreplace", "fsync", "syncfs"})  # wants room
-CHANGES = CREATES | {"unlink", "rmdir"}
+CREATES = frozenset({"write", "pwrite", "mkdir", "link", "rename", "rename_noreplace", "fsync", "syncfs"})  # wants room
+CHANGES = CREATES | {"unlink", "rmdir", "utime", "chmod"}
 FINDS = frozenset({"scandir", "mkdir", "link", "rename", "rename_noreplace"})  # wants a directory to be there
 ONCE = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ESTALE, errno.EACCES, errno.EINTR)
 LOST_CODES = (errno.EIO, errno.ETIMEDOUT, errno.ESTALE)
@@ -211,6 +211,17 @@ class Stage:
         fault = self.kernel.fault
         return fault is not None and fault.how == LOST and self.kernel.failed[0].name == call
 
+    def recover(self) -> None:
+        """All others are gone: another host ends everything. Raises AssertionError for what it cannot."""
+        if not self.paths:
+            return
+        _forget_probes(self.world)
+        used = {path.split("/")[1] for path, _ in self.world.disk.files() if "/.pool/" not in path}
+        paths = [path for path in self.paths if path == self.paths[0] or path.strip("/") in used]
+        cast.recover(self.world, self.ledger, *paths)
+        wrong = [inode.data for inode in self.ledger.accepted if inode.data not in self.ledger.bodies]
+        assert not wrong, f"no whole bodies: {wrong}"
+
     def later(self, seconds: float = 1.0) -> None:
         """Let time pass."""
         self.world.moved_ns += int(seconds * 1e9)
@@ -363,13 +374,7 @@ def _recover(stage: Stage, ends: set[int]) -> None:
     if left in ends:
         return
     ends.add(left)
-    if not stage.paths:
-        return
-    _forget_probes(world)
-    used = {path.split("/")[1] for path, _ in world.disk.files() if "/.pool/" not in path}
-    cast.recover(world, ledger, *[path for path in stage.paths if path == stage.paths[0] or path.strip("/") in used])
-    wrong = [inode.data for inode in ledger.accepted if inode.data not in ledger.bodies]
-    assert not wrong, f"no whole bodies: {wrong}"
+    stage.recover()
 
 
 def _forget_probes(world: World) -> None:

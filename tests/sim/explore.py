@@ -39,7 +39,7 @@ from greenlet import getcurrent, greenlet
 
 from tests.sim.kernel import NAMED, OPENED, Crash, Entries, Process, World
 from tests.sim.ledger import Ledger
-from tests.sim.sharing import Sharing, Thing, do_meet, touched
+from tests.sim.sharing import Sharing, Thing, attributes, do_meet, touched
 
 GO, CRASH, LOST, FAIL = "go", "crash", "lost", "fail"
 LOST_ANSWERS = {  # of a call that was done and is repeated by the client: what the server says the second time
@@ -65,7 +65,7 @@ class Violation(AssertionError):
         self.trail, self.why = tuple(trail), why
 
 
-class _MoreShared(Exception):
+class _MoreShared(BaseException):  # whoever catches any Exception goes on with it, as the original dirq does
     """Something turned out to be touched by two actors that was thought to be touched by one."""
 
 
@@ -125,6 +125,7 @@ class _Running:
         self.is_private = False  # it stands before a call that nobody else minds: only it may go on
         self.is_call = False  # and before one that may fail
         self.doing, self.things = "begins", cast("list[Thing]", [])
+        self.touched: Callable[[], list[Thing]] | None = None  # what they are now, where that may change
         self.story: list[str] = []
         self.greenlet = greenlet(self._run)
 
@@ -169,10 +170,14 @@ class Run:
         if running is None:
             return do()
         doing = f"{name} {_said(arguments)}"
-        things = touched(name, arguments)
-        if name in OPENED and (pipe := process.pipe(arguments[0])) is not None:
-            things = [(("pipe", self.world.pipes.index(pipe)), name != "unread")]
-        how = self._stand(running, doing, things, is_call=name in NAMED)
+        running.touched = None
+        if self.world.disk.is_exact and self._sharing is not None:
+            running.touched = lambda: self._touched(process, name, arguments)
+        how = self._stand(running, doing, self._touched(process, name, arguments), is_call=name in NAMED)
+        if running.touched is not None and self._sharing is not None:
+            _, is_new = self._sharing.touch(running.number, running.touched())
+            if is_new:
+                raise _MoreShared
         try:
             if how == FAIL:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -183,8 +188,17 @@ class Run:
         except OSError as error:
             running.see(errno.errorcode[error.errno or 0], doing if how == GO else f"{doing} ({how})")
             raise
-        running.see(_hashed(result), doing)
+        running.see(_hashed(result, is_exact=self.world.disk.is_exact), doing)
         return result
+
+    def _touched(self, process: Process, name: str, arguments: tuple[Any, ...]) -> list[Thing]:
+        if name in OPENED and (pipe := process.pipe(arguments[0])) is not None:
+            return [(("pipe", self.world.pipes.index(pipe)), name != "unread")]
+        things = touched(name, arguments)
+        if self.world.disk.is_exact:
+            opened = process.inode(arguments[0]) if name in OPENED else None
+            things += attributes(name, arguments, self.world.disk, opened)
+        return things
 
     def word(self, what: str, word: tuple[int, int, int], do: Callable[[], int]) -> int:
         """See OnWord."""
@@ -192,6 +206,7 @@ class Run:
         if running is None:
             return do()
         doing = f"{what} word {word}"
+        running.touched = None
         self._stand(running, doing, [(word, what == "writes")], is_call=False)
         value = do()
         running.see(value, doing)
@@ -299,7 +314,7 @@ class Run:
 
     def things(self) -> list[list[Thing]]:
         """What the next step of each actor touches."""
-        return [running.things for running in self._running]
+        return [running.touched() if running.touched else running.things for running in self._running]
 
 
 @dataclass(slots=True)
@@ -434,7 +449,7 @@ def _said(arguments: tuple[Any, ...]) -> str:
     return " ".join(part for part in arguments if isinstance(part, str))
 
 
-def _hashed(result: object) -> object:
+def _hashed(result: object, *, is_exact: bool) -> object:
     """What of a call's *result* its caller can see, to be compared."""
     if result is None or isinstance(result, int | str | bytes):
         return result
@@ -442,6 +457,8 @@ def _hashed(result: object) -> object:
         return tuple(entry.name for entry in result)
     if isinstance(result, list):
         return tuple(result)
+    if isinstance(result, os.stat_result) and is_exact:
+        return (*result[:4], result.st_size, result.st_ctime_ns, result.st_mtime_ns)
     if isinstance(result, os.stat_result):
         ctime_ns = 0 if stat.S_ISDIR(result.st_mode) else result.st_ctime_ns  # a directory's is looked at by nobody
         return (result.st_mode, result.st_ino, result.st_nlink, result.st_size, ctime_ns)

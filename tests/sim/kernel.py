@@ -23,14 +23,15 @@ from workers.system import System
 
 START_NS = 1_780_000_000 * 10**9  # of the disk's clock
 BOOT_NS = 1_000 * 10**9
+UMASK = 0o022
 
 # By path: another process can see these, or be seen by them.
 NAMED = (
     "rename", "rename_noreplace", "link", "unlink", "mkdir", "rmdir", "listdir", "scandir", "open", "lstat", "stat",
-    "statvfs",
+    "statvfs", "utime", "chmod", "mkdir_at",
 )  # fmt: skip
 # By descriptor: of an inode that nobody else writes.
-OPENED = ("close", "read", "write", "unread", "fstat", "fsync", "syncfs")
+OPENED = ("close", "read", "write", "pread", "pwrite", "unread", "fstat", "fsync", "syncfs")
 OTHERS = ("boottime_ns", "wall_ns", "sleep", "advance", "start_ticks")
 
 
@@ -58,13 +59,20 @@ OnWord = Callable[[str, tuple[int, int, int], Callable[[], int]], int]  # "reads
 
 
 class World:
-    """One disk, its clock, and the processes on it. *moved_ns* has passed since the start."""
+    """One disk, its clock, and the processes on it. *moved_ns* has passed since the start. *exact* is the disk's."""
 
-    def __init__(self, scheduler: Scheduler | None = None, *, network: str | None = None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler | None = None,
+        *,
+        network: str | None = None,
+        exact: bool = False,
+        counts_links: bool = True,
+    ) -> None:
         self.scheduler: Scheduler = scheduler or STRAIGHT
         self.network = network
         self.moved_ns = 0
-        self.disk = Disk(lambda: START_NS + self.moved_ns)
+        self.disk = Disk(lambda: START_NS + self.moved_ns, is_exact=exact, counts_links=counts_links)
         self.boards: list[Board] = []
         self.pools: list[Any] = []
         self.pipes: list[Pipe] = []  # those whose content is part of the world's state
@@ -129,7 +137,13 @@ class Process(System):
         self.disk.unlink(self, path)
 
     def _mkdir(self, path: str, mode: int = 0o777) -> None:
-        self.disk.mkdir(self, path)
+        self.disk.mkdir(self, path, mode & ~UMASK)
+
+    def _mkdir_at(self, directory: Inode, name: str) -> None:
+        """No call of a System: what mkdir does once it has looked *directory* up, wherever that is by now."""
+        for path in [path for path, inode in self.disk.directories.items() if inode is directory]:
+            return self.disk.mkdir(self, f"{path}/{name}", 0o777 & ~UMASK)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
     def _rmdir(self, path: str) -> None:
         self.disk.rmdir(self, path)
@@ -145,13 +159,19 @@ class Process(System):
 
     _stat = _lstat
 
+    def _utime(self, path: str, times_ns: tuple[int, int] | None = None) -> None:
+        self.disk.utime(self, path, times_ns)
+
+    def _chmod(self, what: str | int, mode: int) -> None:
+        self.disk.chmod(self, self.opened(what) if isinstance(what, int) else self.disk.inode(what), mode)
+
     def _statvfs(self, path: str) -> os.statvfs_result:
         return os.statvfs_result((4096, 4096, 10**6, 10**6, 10**6, 10**6, 10**6, 10**6, 0, 255))
 
     # ---- files
 
     def _open(self, path: str, flags: int, mode: int = 0o777) -> int:
-        return self.hold(self.disk.open(self, path, flags))
+        return self.hold(self.disk.open(self, path, flags, mode & ~UMASK))
 
     def hold(self, what: Inode | Pipe) -> int:
         """A descriptor of *what*; a pipe is inherited."""
@@ -164,6 +184,11 @@ class Process(System):
         file = self._files[fd]
         assert isinstance(file, Inode)
         return file
+
+    def inode(self, fd: object) -> Inode | None:
+        """The same, or None where it is a pipe's, or no descriptor."""
+        file = self._files.get(fd) if isinstance(fd, int) else None
+        return file if isinstance(file, Inode) else None
 
     def _close(self, fd: int) -> None:
         self._file(fd)
@@ -186,6 +211,12 @@ class Process(System):
     def _write(self, fd: int, data: bytes) -> int:
         file = self._file(fd)
         return file.add(data) if isinstance(file, Pipe) else self.disk.write(self, file, data)
+
+    def _pread(self, fd: int, size: int, start: int) -> bytes:
+        return bytes(self._file(fd).data[start : start + size])
+
+    def _pwrite(self, fd: int, data: bytes, start: int) -> int:
+        return self.disk.write(self, self._file(fd), data, start)
 
     def _unread(self, fd: int) -> int:
         return sum(map(len, self._file(fd).packets))

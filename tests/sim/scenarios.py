@@ -8,7 +8,8 @@ operator, P, R put, T is the time. In *dying* are those that may be killed, at a
 call; in *losing* those whose replies may be lost, or whose calls may fail.
 
 See also: explore (who walks them), cast (who acts), scenarios_claims, scenarios_leases,
-scenarios_puts, scenarios_others, test_schedules, schedules (the command).
+scenarios_puts, scenarios_others, test_schedules, schedules (the command); scenarios_dirq and
+scenarios_dirq_pools, whose names begin with DIRQ.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ Act = tuple[str, Process, Callable[[], object]]
 Setup = Callable[..., tuple[World, Ledger, Sequence[Act]]]
 Finish = Callable[[World, Ledger], object]
 
-MODULES = ("scenarios_claims", "scenarios_leases", "scenarios_puts", "scenarios_others")
+MODULES = (
+    "scenarios_claims", "scenarios_leases", "scenarios_puts", "scenarios_others", "scenarios_dirq",
+    "scenarios_dirq_pools",
+)  # fmt: skip
+DIRQ = "dirq_"  # so begin the names of those that are no spool's
 SETTLES = ("done", "retry", "reject", "release", "forward", "forward anew")
 SHORT: dict[str, Scenario] = {}
 LONG: dict[str, Scenario] = {}

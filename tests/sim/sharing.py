@@ -5,6 +5,11 @@ A thing is a name on the disk, the listing of a directory, the clock, a process,
 word of a board. One that only one actor touches, or that nobody changes, makes no order.
 Two that add names to one directory do not matter to each other, but to who lists it.
 
+On an exact disk (see disk) the times and link counts that stat(2) tells are things too. A
+file has them under all its names: they are its inode's, so a step's things are found anew
+whenever another step was made. A directory has them from what comes and goes in it: who
+asks for them looks at its listing.
+
 See also: explore, which walks only the orders of calls that touch a shared thing.
 """
 
@@ -13,8 +18,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tests.sim.disk import Disk, Inode
+
 Thing = tuple[object, bool]  # and whether it is changed
 CHANGING = frozenset({"rename", "rename_noreplace", "link", "unlink", "mkdir", "rmdir"})
+ATTRIBUTES = CHANGING | {"stat", "lstat", "utime", "chmod"}
 CLOCK, STAMP = "clock", "stamp"  # STAMP: the time that a change leaves on a file; on its own it makes no step shared
 
 
@@ -24,10 +32,12 @@ def touched(name: str, arguments: tuple[Any, ...]) -> list[Thing]:
         return [(CLOCK, False)] if name != "advance" else [(CLOCK, True), (STAMP, True)]
     if name in ("start_ticks", "end"):
         return [(("process", arguments[0]), name == "end")]
+    if name == "mkdir_at":
+        return []  # see attributes
     paths = [part for part in arguments if isinstance(part, str)]
     if name in ("listdir", "scandir"):
         return [(("list", paths[0]), False), (paths[0], False)]
-    is_changing = name in CHANGING or (name == "open" and bool(arguments[1] & 0o100))  # O_CREAT
+    is_changing = name in CHANGING or (name == "open" and bool(arguments[1] & 0o1100))  # O_CREAT, O_TRUNC
     found: list[Thing] = []
     for path in paths:
         where = path.rpartition("/")[0]
@@ -38,6 +48,28 @@ def touched(name: str, arguments: tuple[Any, ...]) -> list[Thing]:
         found.append((STAMP, False))
     if name == "rmdir":
         found.append((("list", paths[0]), False))
+    return found
+
+
+def attributes(name: str, arguments: tuple[Any, ...], disk: Disk, opened: Inode | None) -> list[Thing]:
+    """What more the call *name* touches on an exact disk, as it is now; *opened* is what lies behind its descriptor."""
+    if opened is not None:
+        if name in ("write", "pwrite"):
+            return [(("data", opened.number), True), (opened.number, True), (STAMP, False)]
+        return [(opened.number if name == "fstat" else ("data", opened.number), False)]
+    if name == "mkdir_at":
+        where, last = arguments
+        paths = [f"{path}/{last}" for path, inode in disk.directories.items() if inode is where]
+        return [thing for path in paths for thing in touched("mkdir", (path,))]
+    if name not in ATTRIBUTES:
+        return []
+    is_changing = name not in ("stat", "lstat")
+    found: list[Thing] = [(STAMP, False)] * is_changing
+    for path in [part for part in arguments if isinstance(part, str)]:
+        if path in disk.directories:
+            found.append((path, True) if is_changing else (("list", path), False))
+        elif inode := disk.found(path):
+            found.append((inode.number, is_changing))
     return found
 
 

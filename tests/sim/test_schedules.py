@@ -108,13 +108,13 @@ def the_open_gap_does_not_count(patch: Patch) -> None:
 
 
 def the_time_comes_before_the_lapse(patch: Patch) -> None:
-    def writing(self: lease.Lease, before_ns: int) -> None:
-        last_ns = self._words[Q.BEAT_NS]
-        self._words[Q.HALF_TIMEOUT_NS], self._words[Q.BEAT_NS] = self._half_ns, before_ns
-        if last_ns and self._system.boottime_ns() - last_ns >= self._half_ns:
-            self._words[Q.LAPSES] += 1
+    def noting(words: memoryview[int], before_ns: int, now_ns: int, half_ns: int) -> None:
+        last_ns = words[Q.BEAT_NS]
+        words[Q.HALF_TIMEOUT_NS], words[Q.BEAT_NS] = half_ns, before_ns
+        if last_ns and now_ns - last_ns >= half_ns:
+            words[Q.LAPSES] += 1
 
-    patch.setattr(lease.Lease, "_write", writing)
+    patch.setattr(lease, "note_beat", noting)
 
 
 def the_lapses_are_read_before_the_time(patch: Patch) -> None:
