@@ -37,7 +37,7 @@ ENTRIES = 100  # in one READDIR
 UNWAITED = ("CLOSE", "late REMOVE")
 ASKED = {
     "link": "LINK", "mkdir": "MKDIR", "rmdir": "REMOVE", "lstat": "GETATTR", "stat": "GETATTR",
-    "rename_noreplace": "RENAME", "statvfs": "FSSTAT",
+    "rename_noreplace": "RENAME", "statvfs": "FSSTAT", "utime": "SETATTR", "chmod": "SETATTR",
 }  # fmt: skip
 
 

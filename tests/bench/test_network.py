@@ -19,9 +19,9 @@ from workers.system import System
 
 # What sends nothing about a name: bytes, descriptors, processes, clocks; and those that are made of other calls.
 SILENT = {
-    "read", "write", "fstat", "fsync", "getpid", "geteuid", "getppid", "random_bytes", "sleep", "wall_ns",
-    "boottime_ns", "unread", "wait_writable", "fsync_directory", "network_filesystem", "start_ticks", "is_alive",
-    "is_directory", "is_stopped", "kernel8", "kill_session", "syncfs", "syncs_as_one",
+    "read", "write", "pread", "pwrite", "fstat", "fsync", "getpid", "geteuid", "getppid", "random_bytes", "sleep",
+    "wall_ns", "boottime_ns", "unread", "wait_writable", "fsync_directory", "network_filesystem", "start_ticks",
+    "is_alive", "is_directory", "is_stopped", "kernel8", "kill_session", "syncfs", "syncs_as_one",
 }  # fmt: skip
 FOLLOWED = {"open", "close", "rename", "unlink", "listdir", "scandir"}
 

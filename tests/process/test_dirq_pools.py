@@ -58,6 +58,7 @@ SEED = os.environ.get("ORCHESTRATOR_BESIDE_SEED", "1")
 HANDLE, DIE = (f"tests.process.test_dirq_pools:{name}" for name in ("handle", "die"))
 WORKERS, MAX_ATTEMPTS, CRASH_LIMIT = 3, 3, 3
 KILL_S = 0.075
+KILLS_MAX = COUNT // 2  # where a pool takes long to start, it would be killed before it does anything, for ever
 ROLES = {"worker": 10, "library": 2, "keeper": 1, "master": 1, "pool": 1}  # how likely each is the next to be killed
 DEATHS = re.compile(r"its (worker died|holder was gone) [0-9]+ times")
 HANDLING_S = 0.003  # before the line, and once more after it
@@ -193,7 +194,8 @@ class Storm:
     def _look(self, actors: int) -> bool:
         pool, site = self.pools.started[-1], self.site
         assert pool.process.poll() is None, pool.log
-        if pool.status.get("ready") and time.monotonic() >= self._due_s:
+        is_over = self.kills.total() >= KILLS_MAX and all(self.kills[role] for role in ROLES)
+        if pool.status.get("ready") and time.monotonic() >= self._due_s and not is_over:
             self._due_s = time.monotonic() + KILL_S * 2 * self.cast.dice.random()
             self._kill(pool)
         if len(os.listdir(site.ready)) < actors or not all(self.kills[role] for role in ROLES):

@@ -117,7 +117,8 @@ class DirqLedger:
 
     def was_lost(self, by: Process, data: bytes) -> None:
         """*by* was told that another has it."""
-        is_aside = any(self._body(inode) == data for inode, _ in self._aside.values())  # looked at by a reaper just now
+        # Or a reaper had it in its hand just then.
+        is_aside = self.may_lock_aside or any(self._body(inode) == data for inode, _ in self._aside.values())
         if self._has_lock(by, data) and by not in self.unfenced and not is_aside:
             self._wrong.append(f"{by.pid} was told that {data!r} is lost, and its lock is there")
 

@@ -91,6 +91,7 @@ def dirq_pools_late(kind: str, settle: str, other: str = "done", *, network: str
     world.moved_ns += (MAX_LOCK_S + 1) * S
     two.keeper.keep()
     ledger.unfenced.add(process_of(a))  # it looks whether it is held, and may be late all the same
+    ledger.may_lock_aside = True  # K may have B's lock in its hand, when A gave the old one back
     acts: list[Act] = [("A", process_of(a), work(a, ledger, settle, holds=claim))]
     acts += workers("B", ledger, name, (two, other))
     return world, ledger, [*acts, ("K", two.keeper_process, pools.sweep(two))]

@@ -417,6 +417,31 @@ def test_a_release_to_errors_that_is_tried_again_is_there_once(fresh):
         assert os.listdir(beside(pool, "held")) == os.listdir(beside(pool, "counts")) == [], what
 
 
+@pytest.mark.parametrize("owner", ["", ".", "../counts", "no owner"])
+def test_what_is_no_owner_held_nothing_and_nothing_is_moved_for_it(pool, owner):
+    put(pool)
+    pool.claim()
+    before = sorted(str(path) for path in beside(pool).rglob("*"))
+    assert pool.keeping.release_owner(owner, "died") == []
+    assert sorted(str(path) for path in beside(pool).rglob("*")) == before
+
+
+def test_a_poison_message_that_a_peer_takes_away_meanwhile_leaves_nothing_in_errors(make):
+    pool = make(settings=replace(DIRQ_SETTINGS, crash_limit=1))
+    name, owner = hold(pool)
+    element = pool.place / name
+
+    def take(call, arguments):
+        if call == "rename" and arguments[0] == str(element):
+            pool.keeper_system.before = None
+            element.rename(f"{pool.place}.taken")
+
+    pool.keeper_system.before = take
+    pool.keeping.release_owner(owner, "died")
+    assert os.listdir(beside(pool, "errors")) == []
+    assert pool.words[Q.REAPED_CRASH_LIMIT] == 0
+
+
 # ---- who is dead
 
 
@@ -539,6 +564,7 @@ def test_a_record_that_is_none_stops_no_round_no_release_and_no_listing(make, ho
     pool.world.dead.add(4001)
     pool.rounds(2)
     dead.rounds(2)
+    assert os.path.lexists(path) == (how in ("a symlink", "a fifo", "a directory"))  # no worker makes such a thing
     dead.keeping.release_owner(owner, "died")
     assert [line.owner for line in pool.queue.list("claimed")] == [None]
     pool.rounds(3, every_s=STALE_S)
@@ -608,12 +634,14 @@ def test_a_lock_that_nobody_touches_is_broken_counted_as_a_crash_and_at_the_limi
 
 def test_a_stale_lock_counts_in_the_same_round_however_often_there_is_one(pool):
     name = put(pool)
+    settle(pool.queue, "retry", pool.claim())
+    pool.rounds(3)
     for crashes in (1, 2):
         assert pool.queue.elements.lock(name) is not None
         pool.rounds(12, every_s=STALE_S / 10)
-        assert counts_of(pool, name) == (0, crashes)
+        assert counts_of(pool, name) == (1, crashes)
     claim = pool.claim()
-    assert (claim.attempt, claim.crashes) == (1, 2)
+    assert (claim.attempt, claim.crashes) == (2, 2)
 
 
 def test_a_stale_message_at_its_limit_that_another_takes_at_once_is_left_to_him(make):
@@ -705,20 +733,26 @@ def test_a_lock_is_its_holders_at_every_moment_of_a_touch(pool):
 
 
 def test_a_touch_gives_the_record_and_the_lock_one_time_however_long_it_takes(pool):
-    """By that time the next round knows that the lock is still the one of the record."""
+    """By that time the next round knows that the lock is still the one of the record, and so does its holder."""
     name = put(pool)
     claim = pool.claim()
     work(pool, pool.queue)
+    times = []
 
-    def tick(call, arguments):
+    def look(call, arguments):
         if call == "utime":
-            pool.world.advance(0)
+            pool.world.advance(0)  # a tick of the filesystem's clock
+            if arguments[0] == str(pool.place / name):
+                record = pool.system.lstat(str(beside(pool, "held", pool.queue._owner)))
+                times.append(arguments[1:] == ((record.st_mtime_ns, record.st_mtime_ns),))
 
-    pool.keeper_system.before = pool.keeper_system.after = tick
+    pool.keeper_system.before = look
     for _ in range(60):
         pool.rounds(every_s=TOUCH_S)
         touched_s, now_s = lock_times(pool, name)
         assert now_s - touched_s < 3 * TOUCH_S
+    assert len(times) >= 59
+    assert all(times)
     settle(pool.queue, "done", claim)
 
 
@@ -768,6 +802,12 @@ def test_a_lock_of_another_users_element_is_touched_as_well():
                 claim = pool.claim()
                 work(pool, pool.queue)
                 ages = []
+
+                def hang(call, arguments):
+                    if call == "utime" and len(arguments) == 1:
+                        world.advance(TOUCH_S / 2)
+
+                pool.keeper_system.before = hang
                 for _ in range(30):
                     pool.rounds(every_s=TOUCH_S)
                     touched_s, now_s = lock_times(pool, name)
@@ -1245,7 +1285,10 @@ def test_the_body_is_the_part_of_that_name_or_the_first_that_must_be_there(tmp_p
     assert pool.claim().path == str(pool.place / name / key)
 
 
-def test_put_makes_its_body_and_its_names_durable_unless_told_otherwise(pool):
+def test_put_makes_its_body_and_its_names_durable_unless_told_otherwise(make):
+    pool = make()
+    if pool.kind == SIMPLE:
+        pool.queue.elements.granularity = 10**9  # no minute ends meanwhile, and begins a directory
     put(pool)  # what is made durable once only
     for durable, count in ((None, None), (True, None), (False, 0)):
         pool.system.calls.clear()
@@ -1396,6 +1439,21 @@ def test_a_lock_with_something_in_it_stops_no_pool(tmp_path):
         with suppress(QueueUnavailable):
             pool.rounds(every_s=STALE_S / 4)
     assert pool.claim() is not None
+
+
+def test_an_element_that_cannot_be_locked_is_named_once_however_often_it_is_tried(pool, caplog):
+    name = put(pool)
+
+    def refuse(call, arguments):
+        if call in ("link", "mkdir") and name in str(arguments):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), *arguments[:1])
+
+    pool.system.before = refuse
+    for _ in range(5):
+        assert pool.queue.claim() is None
+    assert [record.getMessage().count(name) for record in caplog.records] == [1]
+    pool.system.before = None
+    assert pool.claim().name == name
 
 
 def test_an_element_that_another_user_owns_is_named_once_and_holds_up_no_other(caplog):

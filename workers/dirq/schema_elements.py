@@ -529,13 +529,22 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
 
     def check_moves(self, target: str) -> None:
         """See Elements.check_moves."""
-        probe = self._make_in(TEMPORARY_DIRECTORY)
-        try:
-            self.system.rename(probe, target)
-        except OSError:
-            self._undo_mkdir(probe)
-            raise
-        self.system.rmdir(target)
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            probe = self._make_in(TEMPORARY_DIRECTORY)
+            try:
+                self.system.rename(probe, target)
+            except FileNotFoundError:
+                # RACE: a peer's purge removes directories in temporary/ however young they are.
+                # See test_check_moves_is_tried_again_when_its_probe_is_purged.
+                if attempt == ATTEMPTS_MAX or self._is_there(probe):  # it is the target's directory that is missing
+                    self._undo_mkdir(probe)
+                    raise
+                continue
+            except OSError:
+                self._undo_mkdir(probe)
+                raise
+            self.system.rmdir(target)
+            return
 
     def _probe_ns(self) -> int:
         probe = self._make_in(TEMPORARY_DIRECTORY)
