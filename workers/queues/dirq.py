@@ -271,8 +271,8 @@ class Dirq(Locking):
         self._close(claim)
         try:
             self._check_held(claim, lock)
-            if not self.elements.remove(claim.name) and not self._was_removed_here(claim):
-                self._lost(claim)
+            if not self.elements.remove(claim.name):
+                self._gone(claim)
             if claim.attempt > 1 or claim.crashes:
                 self.beside.forget_count(claim.name)
         except QueueError as error:
@@ -280,14 +280,24 @@ class Dirq(Locking):
             with self._settling("finish", claim):
                 self._to_errors(claim, Counts(claim.attempt, claim.crashes), f"left by a handler: {error}", {})
         except OSError as error:
+            assert isinstance(claim, LockedClaim)  # noqa: S101 - of this queue's claim()
+            claim.is_tried = True
             raise self.beside.unavailable("finish", claim.path, error) from error
 
-    def _was_removed_here(self, claim: Claim) -> bool:
-        """Whether a handler has removed the element, or moved it away: the lock is still ours, and goes now."""
-        if not self._is_held(self._lock_of(claim)):
-            return False
-        self.elements.unlock(claim.name)
-        return True
+    def _gone(self, claim: Claim) -> None:
+        """
+        Say why the element is not there. Raises InputGone, ClaimLost; nothing when a try before this has removed it.
+
+        With our lock still there its handler has removed it; or one has that was late, while a reaper had our lock in
+        its hand. So it is not said to be done.
+        """
+        assert isinstance(claim, LockedClaim)  # noqa: S101 - of this queue's claim()
+        if self._is_held(claim.lock):
+            self.elements.unlock(claim.name)
+            if claim.is_tried:
+                return
+            raise InputGone(f"{names.shown(claim.name)} was removed by its handler")
+        self._lost(claim)
 
     def retry(self, claim: Claim, after_s: float | None = None, meta: dict[str, object] | None = None) -> bool:
         """See Queue.retry: the element waits beside the queue until it is due."""
@@ -347,9 +357,7 @@ class Dirq(Locking):
         if not claim.taken_out:
             self._check_held(claim, claim.lock)
             if not self.elements.take_out(claim.name, os.path.join(directory, file)):
-                if self._was_removed_here(claim):
-                    raise InputGone(f"{names.shown(claim.name)} was removed by its handler")
-                self._lost(claim)
+                self._gone(claim)
             claim.taken_out = file
             self.beside.forget_count(claim.name)  # they are in the mark now
             self._clear_hand()  # it may come back, and be another's

@@ -31,6 +31,7 @@ class LockedClaim(Claim):
     lock: Lock = NO_LOCK
     taken_out: str = ""  # the file beside the queue that it became, by a try of this settle that then failed
     member: int = 0  # of a set
+    is_tried: bool = False  # a done before this one failed, and may have removed it all the same
 
 
 class Locking(Claimable):
