@@ -5,6 +5,7 @@ A queue calls nothing of os, time or random by itself; it asks the System it was
 given, so that a test can put its own in place: fail the third call, move the
 clock, or make every call a scheduling point.
 
+Long because: each call is a few lines, and a test replaces them in one place.
 Source: proc(5) for liveness (pid alone is not enough, it is used again; the start
 time tells two processes apart), statfs(2) for the kind of a filesystem.
 """
@@ -17,6 +18,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import mmap
 import os
 import re
 import select
@@ -25,7 +27,11 @@ import stat
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from workers.posix_mq import Access, Attributes, Mq
 
 NETWORK_FILESYSTEMS = {
     0x6969: "nfs", 0x517B: "smb", 0xFF534D42: "cifs", 0xFE534D42: "smb2", 0x65735546: "fuse", 0x0BD00BD0: "lustre",
@@ -54,6 +60,7 @@ class System:
     write = staticmethod(os.write)
     pread = staticmethod(os.pread)
     pwrite = staticmethod(os.pwrite)
+    truncate = staticmethod(os.ftruncate)
     chmod = staticmethod(os.chmod)
     fstat = staticmethod(os.fstat)
     lstat = staticmethod(os.lstat)
@@ -95,13 +102,17 @@ class System:
     @staticmethod
     def rename_noreplace(source: str, target: str) -> None:
         """renameat2(2) with RENAME_NOREPLACE. Raises OSError: EEXIST, or EINVAL and ENOSYS where there is none."""
-        try:
-            failed = _libc().renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), 1)
-        except AttributeError:
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), target) from None
-        if failed:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), target)
+        _renameat2(source, target, 1)
+
+    @staticmethod
+    def rename_exchange(source: str, target: str) -> None:
+        """renameat2(2) with RENAME_EXCHANGE. Raises OSError: ENOENT, or EINVAL and ENOSYS where there is none."""
+        _renameat2(source, target, 2)
+
+    @staticmethod
+    def lock(fd: int) -> None:
+        """flock(2): lock what *fd* has open, until it is closed. Raises BlockingIOError when another has it locked."""
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     # Nanoseconds since boot, suspended time included: the same for all processes of a host.
     boottime_ns = staticmethod(functools.partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME))
@@ -117,6 +128,48 @@ class System:
         poller = select.poll()
         poller.register(fd, select.POLLOUT)
         poller.poll(timeout_s * 1000)
+
+    @staticmethod
+    def memory_file(data: bytes) -> int:
+        """A file of no name that holds *data*, open, at its beginning. For what is no file of its own."""
+        fd = os.memfd_create("message", os.MFD_CLOEXEC)
+        try:
+            written = 0
+            while written < len(data):
+                written += os.pwrite(fd, data[written:], written)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    @staticmethod
+    def map_file(fd: int, size: int) -> mmap.mmap:
+        """Map the first *size* bytes of *fd*, shared, after giving them their place: no hole ends us by SIGBUS."""
+        os.posix_fallocate(fd, 0, size)
+        return mmap.mmap(fd, size)
+
+    @staticmethod
+    def lock_memory(address: int, size: int) -> None:
+        """Keep these bytes resident as long as they are mapped here. Raises OSError; see ulimit -l."""
+        try:
+            failed = _libc().mlock(ctypes.c_void_p(address), ctypes.c_size_t(size))
+        except AttributeError:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+        if failed:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    @staticmethod
+    def lock_file(fd: int) -> None:
+        """
+        Take the record lock of the whole of *fd*; BlockingIOError when another process has it.
+
+        It ends with the process, or when the process closes any descriptor of that file; a fork has it not.
+        """
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except PermissionError as error:  # the other number that says so
+            raise BlockingIOError(errno.EAGAIN, error.strerror) from error
 
     def fsync_directory(self, path: str) -> None:
         """Make the names in *path* durable. Three calls."""
@@ -146,6 +199,69 @@ class System:
         except (OSError, AttributeError) as error:  # ENOSYS or EPERM of a filter; a libc without it
             return getattr(error, "errno", None) == errno.EBADF
         return False
+
+    # POSIX message queues; posix_mq is imported where one is opened, for most processes never do.
+
+    @staticmethod
+    def mq_open(
+        name: str,
+        *,
+        create: bool = False,
+        exclusive: bool = False,
+        max_messages: int | None = None,
+        max_size: int | None = None,
+        mode: int = 0o600,
+        access: Access = "rw",
+    ) -> Mq:
+        """See posix_mq.Mq.open. Up to four calls."""
+        from workers.posix_mq import Mq  # noqa: PLC0415
+
+        return Mq.open(
+            name,
+            create=create,
+            exclusive=exclusive,
+            max_messages=max_messages,
+            max_size=max_size,
+            mode=mode,
+            access=access,
+        )
+
+    @staticmethod
+    def mq_attributes(queue: Mq) -> Attributes:
+        """See posix_mq.Mq.attributes."""
+        return queue.attributes()
+
+    @staticmethod
+    def mq_send(queue: Mq, data: bytes, priority: int = 0) -> None:
+        """See posix_mq.Mq.send."""
+        queue.send(data, priority)
+
+    @staticmethod
+    def mq_send_within(queue: Mq, data: bytes, priority: int, until_s: float) -> None:
+        """See posix_mq.Mq.send_within. Three calls."""
+        queue.send_within(data, priority, until_s)
+
+    @staticmethod
+    def mq_receive(queue: Mq) -> tuple[bytes, int]:
+        """See posix_mq.Mq.receive."""
+        return queue.receive()
+
+    @staticmethod
+    def mq_receive_into(queue: Mq, body_address: int, size: int, priority_address: int) -> int:
+        """See posix_mq.Mq.receive_into."""
+        return queue.receive_into(body_address, size, priority_address)
+
+    @staticmethod
+    def mq_wait(queue: Mq, timeout_s: float | None, also: Iterable[int] = (), *, is_writer: bool = False) -> list[int]:
+        """See posix_mq.Mq.wait_readable and wait_writable. Four calls, one more for each of *also*."""
+        return (queue.wait_writable if is_writer else queue.wait_readable)(timeout_s, also)
+
+    @staticmethod
+    def mq_unlink(name: str) -> None:
+        """See posix_mq.unlink."""
+        from workers.posix_mq import unlink  # noqa: PLC0415
+
+        unlink(name)
 
     def network_filesystem(self, path: str) -> str | None:
         """Name the network filesystem that holds *path*, or None for a local one."""
@@ -178,6 +294,16 @@ class System:
 @functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
+
+
+def _renameat2(source: str, target: str, flags: int) -> None:
+    try:
+        failed = _libc().renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flags)
+    except AttributeError:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), target) from None
+    if failed:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), target)
 
 
 def _release() -> tuple[int, ...]:
