@@ -17,7 +17,9 @@ class OrchestratorError(Exception):
 
 
 class QueueError(OrchestratorError):
-    """Something is wrong with a queue or with what was asked of it."""
+    """Something is wrong with a queue or with what was asked of it. *names*: of a batch, what had been put before."""
+
+    names: tuple[str, ...] = ()
 
 
 class QueueUnavailable(QueueError):
