@@ -105,6 +105,8 @@ def load(
     checked_metrics = checked(metrics, MetricsConfig, faults)
     ready = tuple(queue for queue in made if queue is not None)
     _check_totals(ready, drafts, faults)
+    if len(ready) == len(drafts):
+        _check_forwards(ready, drafts, faults)
     if faults or checked_pool is None or checked_metrics is None:
         # Sorting is stable: the file's errors by line, then what has no line in the order it was found.
         raise ConfigError.of(sorted(faults, key=lambda fault: (fault.line is None, fault.line or 0)))
@@ -221,6 +223,11 @@ def _name_queues(drafts: Sequence[Draft], directory: str, faults: list[Fault]) -
                 if url != "null:" and url in urls:
                     faults.append(draft.fault(("url",), f"must be unique; {urls[url]} is the same queue"))
                 urls.setdefault(url, draft.label)
+        forward = draft.values.get("forward")
+        if isinstance(forward, str) and ("/" in forward or ":" in forward):
+            with contextlib.suppress(ValueError):  # the model says it again
+                is_here = draft.source == COMMAND_LINE or "forward" in draft.given
+                draft.values["forward"] = absolute_url(forward, _working_directory() if is_here else directory)
     for draft in drafts:
         if "name" in draft.values:
             continue
@@ -232,6 +239,16 @@ def _name_queues(drafts: Sequence[Draft], directory: str, faults: list[Fault]) -
             name = f"{name[:62]}_"
         taken[name] = draft.label
         draft.values["name"] = name
+
+
+def _check_forwards(queues: Sequence[QueueConfig], drafts: Sequence[Draft], faults: list[Fault]) -> None:
+    known = [queue.name for queue in queues]
+    for queue, draft in zip(queues, drafts, strict=False):
+        target = queue.forward
+        if target is not None and ":" not in target and target not in known:
+            near = nearest(target, known)
+            text = f"names no queue of this configuration{f'; did you mean {near}?' if near else ''}"
+            faults.append(draft.fault(("forward",), text))
 
 
 def _check_totals(queues: Sequence[QueueConfig], drafts: Sequence[Draft], faults: list[Fault]) -> None:

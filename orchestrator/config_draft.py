@@ -21,7 +21,7 @@ from orchestrator.config_models import COMBINATION, NUMBER, TABLES, WORDS, refer
 from orchestrator.config_toml import Fault, Place, nearest
 from orchestrator.config_values import shown
 
-PROGRAM_KEYS = ("handler", "command", "shell")
+PROGRAM_KEYS = ("handler", "command", "shell", "forward")
 TYPES = {key.key: key.type for key in reference()}
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -50,7 +50,7 @@ class Draft:
 
     def override(self, key: str, value: object, source: str, name: str) -> None:
         """Set *key*; one way to handle messages unsets the other."""
-        if key in ("handler", "command"):
+        if key in ("handler", "command", "forward"):
             for other in PROGRAM_KEYS:
                 self.values.pop(other, None)
         self.values[key] = value

@@ -32,7 +32,7 @@ from pydantic_core import PydanticCustomError
 from orchestrator.config_values import (
     NAME,
     QUEUE_NAME,
-    WITH_OPTIONS,
+    WITHOUT_LEASES,
     absolute_url,
     duration_text,
     host_name,
@@ -95,6 +95,17 @@ def _path(value: object) -> object:
     if isinstance(value, str) and (not value or "\0" in value):
         raise ValueError(f"must be the path of a directory, not {shown(value)}")
     return Path(value) if isinstance(value, str) else value
+
+
+def _forward(value: object) -> object:
+    """A queue's name as it is, a URL made absolute: what has a slash or a colon is one."""
+    if not isinstance(value, str):
+        return value
+    if "/" in value or ":" in value:
+        return absolute_url(value, None)
+    if not QUEUE_NAME.match(value):
+        raise ValueError(f"must be the URL of a queue, or the name of one of this configuration, not {shown(value)}")
+    return value
 
 
 def _state_dir(value: object) -> object:
@@ -162,7 +173,7 @@ class QueueConfig(_Table):
     )
     handler: Annotated[str | None, BeforeValidator(_handler)] = Field(
         None,
-        description="MODULE:NAME, called with each message; either this or command",
+        description="MODULE:NAME, called with each message; one of this, command and forward",
         json_schema_extra={"type": TEXT, "default": "none"},
     )
     preload: bool = Field(
@@ -179,6 +190,11 @@ class QueueConfig(_Table):
         None,
         description="program and arguments for each message, with {path} {name} {queue} {attempt} {worker} filled in",
         json_schema_extra={"type": WORDS, "default": "none"},
+    )
+    forward: Annotated[str | None, BeforeValidator(_forward)] = Field(
+        None,
+        description="hand each message on, as it is, to this queue: its URL, or its name in this configuration",
+        json_schema_extra={"type": TEXT, "default": "none"},
     )
     workers: int = Field(
         default_factory=usable_cores,
@@ -239,7 +255,10 @@ class QueueConfig(_Table):
     state_dir: Annotated[str | None, BeforeValidator(_state_dir)] = Field(
         None,
         description="where a protocol keeps counts, retries and errors that it has no place for in its queue",
-        json_schema_extra={"type": TEXT, "default": "none: beside the queue, in NAME.pool/"},
+        json_schema_extra={
+            "type": TEXT,
+            "default": "none: beside the queue, in NAME.pool/; of an mqueue below /var/lib or ~/.local/state",
+        },
     )
     keep_done: DurationOrNone = Field(
         None,
@@ -338,13 +357,15 @@ Found = tuple[tuple[str, ...], str]  # the keys that do not go together, the one
 def combinations(queue: QueueConfig) -> list[Found]:
     """What is wrong with the keys of one queue taken together."""
     found: list[Found] = []
-    if queue.handler is not None and queue.command is not None:
-        found.append((("command", "handler"), "there is a handler already; keep either handler or command"))
-    if queue.handler is None and queue.command is None:
+    ways = [key for key in ("handler", "command", "forward") if getattr(queue, key) is not None]
+    found.extend(((key, ways[0]), f"there is a {ways[0]} already; keep one of them") for key in ways[1:])
+    if queue.forward in (queue.url, queue.name):
+        found.append((("forward", "url"), "is this very queue; name another one"))
+    if not ways:
         found.append(
             (
-                ("handler", "command"),
-                'is missing; set handler = "MODULE:NAME" or command = ["PROGRAM", ...] '
+                ("handler", "command", "forward"),
+                'is missing; set handler = "MODULE:NAME", command = ["PROGRAM", ...] or forward = "URL" '
                 "(on the command line: --handler MODULE:NAME, or -- PROGRAM {path})",
             )
         )
@@ -362,7 +383,7 @@ def combinations(queue: QueueConfig) -> list[Found]:
 def _lease_combinations(queue: QueueConfig) -> list[Found]:
     found: list[Found] = []
     scheme = queue.url.partition(":")[0]
-    if scheme in (*WITH_OPTIONS, "set"):
+    if scheme in WITHOUT_LEASES:
         none = [key for key in ("lease_interval", "lease_timeout", "keep_done") if getattr(queue, key) is not None]
         return [((key, "url"), f"{key} is not possible: a {scheme} queue has none") for key in none]
     interval_s, interval = _or_new(queue.lease_interval, LEASE_INTERVAL_S)

@@ -30,9 +30,12 @@ from workers.queues.open import SCHEMES, split_set
 
 KNOWN = SCHEMES  # of queue URLs that there is a protocol for
 WITH_OPTIONS = ("dirq-simple", "dirq")  # behind a question mark
+WITHOUT_LEASES = (*WITH_OPTIONS, "set", "ddmq", "mqueue")
 DURATION_S_MAX = 10 * 365 * 86400.0
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,63}\Z")
 QUEUE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}\Z")
+
+MQUEUE = re.compile(r"/(?!\.\.?\Z)[^/]{1,255}\Z")
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -146,6 +149,10 @@ def absolute_url(url: str, directory: str | None) -> str:
         return "null:"
     if scheme == "set":
         return "set:" + ",".join(absolute_url(member, directory) for member in split_set(path))
+    if scheme == "mqueue":
+        if not MQUEUE.match(path):
+            raise ValueError(f"must be mqueue:/NAME, with one slash and at most 255 bytes, not {shown(url)}")
+        return f"mqueue:{path}"
     path, mark, options = path.partition("?") if scheme in WITH_OPTIONS else (path, "", "")
     if mark:
         parse_options(scheme, options)
@@ -155,7 +162,10 @@ def absolute_url(url: str, directory: str | None) -> str:
         if directory is None:
             raise ValueError(f"must be an absolute path, not {shown(url)}")
         path = f"{directory}/{path}"
-    return f"{scheme}:/" + "/".join(part for part in path.split("/") if part not in ("", ".")) + mark + options
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if scheme == "ddmq" and len(parts) < 2:
+        raise ValueError(f"must be ddmq:ROOT/QUEUE, not {shown(url)}")
+    return f"{scheme}:/" + "/".join(parts) + mark + options
 
 
 def base_name(url: str) -> str:

@@ -1,21 +1,26 @@
 """
 progress - what a run shows while it works and says at its end
 
-A bar on a terminal (done, rate, remaining), drawn from the board in the master's tick
-and never by a thread; and the summary of a run that ends by itself.
-See also: master (calls on_tick), cli.run, cli.demo.
+A bar on a terminal (done, rate, remaining) or a line in the log now and then, made from
+the board in the master's tick and never by a thread; and the summary of a run that ends
+by itself.
+See also: master (calls on_tick), cli.run, cli.bridge, cli.demo.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from workers.board import EXIT_REASONS, OUTCOMES, Board, Q, QueueText, W
+
+log = logging.getLogger(__name__)
 
 ENDED = ("done", "forwarded", "rejected", "input_gone")  # outcomes after which a message is no longer in its queue
 
@@ -106,6 +111,12 @@ def summarise(board: Board, seconds: float) -> Summary:
     )
 
 
+def left_of(board: Board) -> int:
+    """Messages that are not finished, as last measured."""
+    queues = [slot.words for slot in board.queues if slot.words[Q.USED] == 1]
+    return sum(words[Q.WAITING] + words[Q.CLAIMED] + words[Q.DEFERRED] for words in queues)
+
+
 def table(summary: Summary) -> Table:
     """The summary for a person: a line per worker."""
     shown = Table(title=f"{summary.messages} messages in {summary.seconds:.1f} s")
@@ -125,13 +136,47 @@ def table(summary: Summary) -> Table:
     return shown
 
 
+class Progress(Protocol):
+    """What shows how far a run is. ``draw`` is called in every tick."""
+
+    def draw(self, board: Board) -> None:
+        """Show what the board says now, when it is time to."""
+
+    def close(self) -> None:
+        """The run has ended."""
+
+
+@dataclass(slots=True)
+class Lines:
+    """A line in the log every *every_s* seconds, for a run that nobody watches."""
+
+    doing: str
+    every_s: float = 10.0
+    _said_s: float = field(default_factory=time.monotonic)
+    _said: int = 0
+
+    def draw(self, board: Board) -> None:
+        """Say it when it is time and something has happened."""
+        now_s = time.monotonic()
+        if now_s - self._said_s < self.every_s:
+            return
+        done, left = summarise(board, 1.0).messages, left_of(board)
+        if done != self._said:
+            rate = (done - self._said) / (now_s - self._said_s)
+            log.info("%s %d messages, %.0f/s, %d are left", self.doing, done, rate, left)
+        self._said_s, self._said = now_s, done
+
+    def close(self) -> None:
+        """Nothing is left standing."""
+
+
 @dataclass(slots=True)
 class Bar:
     """The bar. ``draw`` as often as you like; it redraws ten times a second at most."""
 
     console: Console
     total: int | None = None
-    _progress: Progress | None = None
+    _progress: progress.Progress | None = None
     _drawn_s: float = 0.0
     started_s: float = field(default_factory=time.monotonic)
 
@@ -142,19 +187,15 @@ class Bar:
             return
         self._drawn_s = now_s
         summary = summarise(board, now_s - self.started_s)
-        left = sum(
-            slot.words[Q.WAITING] + slot.words[Q.CLAIMED] + slot.words[Q.DEFERRED]
-            for slot in board.queues
-            if slot.words[Q.USED] == 1
-        )
+        left = left_of(board)
         if self._progress is None:
             # auto_refresh would start a thread, and the master forks.
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(),
+            self._progress = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[rate]}"),
+                progress.TimeRemainingColumn(),
                 console=self.console,
                 auto_refresh=False,
                 transient=False,

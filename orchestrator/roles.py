@@ -15,7 +15,6 @@ import dataclasses
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import threading
@@ -33,17 +32,17 @@ from workers.board import PROCESS_WORDS, Board, Q, Slot, W, WorkerState, WorkerT
 from workers.errors import OrchestratorError, QueueRefused
 from workers.handler import Handler, resolve
 from workers.handlers.command import Command
+from workers.handlers.onward import Onward
 from workers.keeper import Leave, Measure, QueueKeeper, Release
 from workers.queues.base import Claimable, Consumer, Queue
 from workers.queues.feed import SILENT_NS, nudge
 from workers.queues.open import open_queue
 from workers.system import SYSTEM
-from workers.worker import Leaving, Wait, Worker, polling
+from workers.worker import Leaving, Wait, Worker, at_descriptor, at_queue, barred, polling
 
 log = logging.getLogger(__name__)
 
 GRACE_S = 1.0  # for the kernel to end what was killed
-BARRED_S = 0.5  # a worker that may not claim looks so often whether it may
 
 Kept = tuple[QueueKeeper, threading.Thread]
 
@@ -52,7 +51,9 @@ def handler_of(queue: QueueConfig) -> Handler:
     """The handler that *queue* is configured with. Raises HandlerError."""
     if queue.command is not None:
         return Command(queue.command, shell=queue.shell)
-    assert queue.handler is not None  # noqa: S101 - the configuration has one of the two
+    if queue.forward is not None:
+        return Onward(queue.forward)
+    assert queue.handler is not None  # noqa: S101 - the configuration has one of the three
     return resolve(queue.handler)
 
 
@@ -109,8 +110,10 @@ def work(orders: Work) -> int:
 
 
 def _waiter(queue: Queue, consumer: Consumer) -> Wait:
-    """At the feeder's pipe; without one, inotify where it works, else adaptive polling."""
+    """At the queue's own descriptor or the feeder's pipe; without one, inotify where it works, else polling."""
     words = consumer.board.queues[consumer.queue_slot].words
+    if isinstance(queue, Claimable) and queue.wait_fd >= 0:
+        return at_queue(queue.wait_fd, words)
     if consumer.feed >= 0:
         return _at_the_pipe(consumer.feed, words)
     directory = queue.watch_directory()
@@ -121,25 +124,15 @@ def _waiter(queue: Queue, consumer: Consumer) -> Wait:
 
 
 def _at_the_pipe(feed: int, words: memoryview[int]) -> Wait:
-    """
-    Wait for a packet; each wakes one of those who wait.
-
-    An epoll of the worker's own: the kernel passes over those who do not wait in theirs. Source: epoll_ctl(2).
-    """
-    pipe = select.epoll()
-    pipe.register(feed, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+    """Wait for a packet; each wakes one of those who wait."""
+    at_pipe = at_descriptor(feed)
 
     def wait(timeout_s: float, fd: int) -> bool:
         if words[Q.PAUSED] or SYSTEM.boottime_ns() - words[Q.BEAT_NS] >= words[Q.HALF_TIMEOUT_NS]:
-            # Nobody claims now, so what lies in the pipe must not end the wait again and again.
-            barred = select.poll()
-            barred.register(fd, select.POLLIN)
-            return not barred.poll(min(timeout_s, BARRED_S) * 1000)
-        with contextlib.suppress(FileExistsError):
-            pipe.register(fd, select.EPOLLIN)
+            return barred(timeout_s, fd)
         # As long as the feeder may be silent before we scan for ourselves.
         silent_s = (SYSTEM.boottime_ns() - words[Q.FED_NS]) / 1e9
-        return any(ready != fd for ready, _ in pipe.poll(max(SILENT_NS / 1e9 - silent_s + 0.01, timeout_s)))
+        return at_pipe(max(SILENT_NS / 1e9 - silent_s + 0.01, timeout_s), fd)
 
     return wait
 

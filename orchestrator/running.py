@@ -16,6 +16,7 @@ from orchestrator.config import PoolConfig, QueueConfig
 from orchestrator.pool import Pool, PoolPolicy
 from workers.board import EXIT_REASONS, PROCESS_WORDS, Board, Q, Slot, W, WorkerState, WorkerText
 from workers.queues.feed import open_feed
+from workers.queues.open import is_fed
 
 
 @dataclass(slots=True)
@@ -122,7 +123,7 @@ def start(config: QueueConfig, pool: PoolConfig, board: Board) -> RunningQueue:
         time_limit_s=config.time_limit,
         crash_limit=config.crash_limit,
     )
-    return RunningQueue(config, slot, Pool(policy), feed=open_feed())
+    return RunningQueue(config, slot, Pool(policy), feed=open_feed() if is_fed(config.url) else (-1, -1))
 
 
 def oom_kills() -> int:

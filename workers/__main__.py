@@ -25,7 +25,7 @@ from workers.handlers.command import Command
 from workers.keeper import attach_alone
 from workers.queues.base import Settings
 from workers.queues.open import open_queue
-from workers.worker import Leaving, Worker, polling
+from workers.worker import Leaving, Worker, waiting_at
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -81,9 +81,8 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, quick)
     signal.signal(signal.SIGINT, drain)
-    worker = Worker(
-        queue, handler, consumer, leaving, polling(queue), is_until_empty=arguments.until_empty, parent=None
-    )
+    wait = waiting_at(queue, consumer.board.queues[consumer.queue_slot].words)
+    worker = Worker(queue, handler, consumer, leaving, wait, is_until_empty=arguments.until_empty, parent=None)
     try:
         worker.run()
     except OrchestratorError as error:

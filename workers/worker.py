@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workers.board import Q, Slot, W, WorkerState, WorkerText, observe
-from workers.errors import ClaimLost, HandlerError, InputGone, OrchestratorError, QueueUnavailable
+from workers.errors import ClaimLost, HandlerError, InputGone, OrchestratorError, QueueFull, QueueUnavailable
 from workers.handler import DONE, Called, Handler, call
 from workers.message import Body, Claim, Done, Forward, Message, Reject, Retry
 from workers.queues import names
@@ -45,6 +45,7 @@ LATE_S = 0.2  # how much later than a second a beat may come
 REST_S = 2.0  # between two signs of life of a worker with nothing in hand
 MOVED_IN_S = 1.0  # a file older than that may have been moved in, and its name is read for when
 LONG_S = 1.0  # a message held longer is named in the process title
+BARRED_S = 0.5  # a worker that may not claim looks so often whether it may
 
 # A member of an enumeration costs as much to look up as a word to write, and these are written for each message.
 CLAIMS, PROCESS_CLAIMS, PROCESS_SETTLED = int(W.CLAIMS), int(W.PROCESS_CLAIMS), int(W.PROCESS_SETTLED)
@@ -76,8 +77,15 @@ class Leaving:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for being asked; True when it was."""
-        select.select([self.fd], [], [], timeout_s)
+        readable_within(self.fd, timeout_s)
         return self.is_asked
+
+
+def readable_within(fd: int, timeout_s: float) -> bool:
+    """Wait until *fd* is readable, at most *timeout_s*. By poll: select knows no descriptor of 1024 and more."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(timeout_s * 1000))
 
 
 Wait = Callable[[float, int], bool]  # wait(timeout_s, fd): until there may be a message, or fd is readable
@@ -93,12 +101,51 @@ def polling(queue: Queue, system: System = SYSTEM) -> Wait:
         if now_ns - state["last_ns"] > 2e9 * state["pause_s"] + 2e6:
             state["pause_s"] = 0.001  # something was handled since the last wait
         pause_s = min(state["pause_s"] * random.uniform(0.8, 1.2), timeout_s)  # noqa: S311 - spreads load
-        select.select([fd], [], [], pause_s)
+        readable_within(fd, pause_s)
         state["pause_s"] = min(state["pause_s"] * 2, longest_s)
         state["last_ns"] = system.boottime_ns()
         return True
 
     return wait
+
+
+def at_descriptor(watched: int) -> Wait:
+    """
+    Wait until *watched* is readable; an event of it wakes one of those who wait.
+
+    An epoll of the worker's own: the kernel passes over those who do not wait in theirs. Source: epoll_ctl(2).
+    """
+    poller = select.epoll()
+    poller.register(watched, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def wait(timeout_s: float, fd: int) -> bool:
+        with contextlib.suppress(FileExistsError):
+            poller.register(fd, select.EPOLLIN)
+        return any(ready != fd for ready, _ in poller.poll(timeout_s))
+
+    return wait
+
+
+def at_queue(watched: int, words: memoryview[int]) -> Wait:
+    """Wait at the queue's own descriptor; while it is paused, what waits there ends no wait. *words*: of the queue."""
+    unpaused = at_descriptor(watched)
+
+    def wait(timeout_s: float, fd: int) -> bool:
+        return barred(timeout_s, fd) if words[Q.PAUSED] else unpaused(timeout_s, fd)
+
+    return wait
+
+
+def waiting_at(queue: Queue, words: memoryview[int]) -> Wait:
+    """How a worker without a master waits: at the queue's own descriptor where it has one, else by polling."""
+    if isinstance(queue, Claimable) and queue.wait_fd >= 0:
+        return at_queue(queue.wait_fd, words)
+    return polling(queue)
+
+
+def barred(timeout_s: float, fd: int) -> bool:
+    """Wait while nobody may claim, so that what waits does not end the wait again and again."""
+    return not readable_within(fd, min(timeout_s, BARRED_S))
 
 
 @dataclass(slots=True)
@@ -169,7 +216,7 @@ class Worker:
             queue.close()
         self.queue.detach()
 
-    def _wait_in_trouble(self, error: QueueUnavailable) -> bool:
+    def _wait_in_trouble(self, error: QueueUnavailable | QueueFull) -> bool:
         """Back off; the sentence is logged when the trouble starts. True when asked to leave."""
         if not self._trouble_s:
             log.warning("%s; waiting until it works again", error)
@@ -234,7 +281,7 @@ class Worker:
             except InputGone as error:
                 log.warning("%s: %s", self.queue.url, error)
                 return "input_gone"
-            except QueueUnavailable as error:
+            except (QueueUnavailable, QueueFull) as error:
                 if self._wait_in_trouble(error) and self._trouble_s >= 1.0:
                     return None  # asked to leave: the keeper gives it back
                 continue
@@ -255,13 +302,12 @@ class Worker:
                 return "rejected"
             case Forward(body, target):
                 try:
-                    following = self._following(target)
-                except QueueUnavailable:
+                    queue.forward(claim, self._following(target), _bodies(body))
+                except (QueueUnavailable, QueueFull, ClaimLost, InputGone):
                     raise
                 except OrchestratorError as error:
                     log.warning("%s: %s cannot be forwarded: %s", queue.url, names.shown(claim.name), error)
                     return self._retry(claim, None, {"traceback": str(error)})
-                queue.forward(claim, following, _bodies(body))
                 return "forwarded"
             case None:
                 shown = names.shown(claim.name)

@@ -43,7 +43,10 @@ COMMANDS = {
     "requeue": Entry("orchestrator.cli.queue:requeue", "Move messages from errors/ back into the queue."),
     "pause": Entry("orchestrator.cli.queue:pause", "Let nobody claim from a queue, on any host."),
     "resume": Entry("orchestrator.cli.queue:resume", "End a pause."),
+    "bridge": Entry("orchestrator.cli.bridge:bridge", "Move messages from one queue into another."),
     "dirq": Entry("orchestrator.cli.dirq:dirq", "Work on a directory queue of the Directory::Queue kinds."),
+    "ddmq": Entry("orchestrator.cli.ddmq:ddmq", "Work on the queues of a ddmq root directory."),
+    "mqueue": Entry("orchestrator.cli.mqueue:mqueue", "Work on a POSIX message queue of the kernel."),
     "status": Entry("orchestrator.cli.pool:status", "Show what the running pools are doing."),
     "stop": Entry(
         "orchestrator.cli.pool:stop", "Stop a pool quickly; what is in hand gets term_timeout, then goes back unburnt."

@@ -54,6 +54,9 @@ class _TakesFiles(Protocol):
 @click.option("--move", is_flag=True, help="Move the files into the queue instead of copying them.")
 @click.option("--delay", type=click.FloatRange(min=0), default=0, metavar="SECONDS", help="Not to be claimed before.")
 @click.option(
+    "--priority", type=int, metavar="N", help="The protocol's own: of ddmq 0 is first, of mqueue the highest."
+)
+@click.option(
     "--durable/--no-durable",
     default=None,
     help="Survive a power failure, or do not wait for the disk: a power failure may then take the message away or "
@@ -67,6 +70,7 @@ def put(
     lines: bool,
     move: bool,
     delay: float,
+    priority: int | None,
     durable: bool | None,
 ) -> None:
     """
@@ -78,8 +82,8 @@ def put(
     """
     if name is not None and (lines or len(files) > 1):
         raise click.UsageError("--name is for one message: give one FILE, without --lines")
-    if move and (lines or delay or not files or STDIN in files):
-        raise click.UsageError("--move takes FILEs, and neither --lines nor --delay")
+    if move and (lines or delay or priority is not None or not files or STDIN in files):
+        raise click.UsageError("--move takes FILEs, and none of --lines, --delay, --priority")
     sources = files or (STDIN,)
     with open_queue(queue, create=True, settings=Settings(create=True)) as opened:
         if move:
@@ -90,11 +94,11 @@ def put(
             return
         batches = _lines(sources) if lines else _bodies(sources)
         for batch in batches:
-            if name is None and not delay:
+            if name is None and not delay and priority is None:
                 _put_batch(opened, batch, durable)
                 continue
             for body in batch:
-                _print_name(opened.put(body, name, delay=delay, durable=durable))
+                _print_name(opened.put(body, name, priority=priority, delay=delay, durable=durable))
 
 
 @click.command()
@@ -192,9 +196,7 @@ def _bodies(sources: Iterable[Path]) -> Iterator[list[Body]]:
         if path == STDIN:
             batch.append(sys.stdin.buffer.read())
         elif stat.S_ISREG(os.stat(path).st_mode):
-            batch.append(
-                path.resolve()
-            )  # a queue follows no symbolic link, but the person who names one means its file
+            batch.append(path.resolve())  # a queue follows no link, but the person who names one means its file
         else:
             batch.append(path.read_bytes())
         if len(batch) == BATCH:

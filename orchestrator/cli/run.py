@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ from orchestrator import logs
 from orchestrator.cli import Failed
 from orchestrator.config import Config, ConfigError, load
 from orchestrator.master import Master
-from orchestrator.progress import Bar, summarise, table
+from orchestrator.progress import Bar, Progress, Summary, summarise, table
 
 
 class CommandAfterDashes(click.Command):
@@ -89,10 +90,6 @@ def run(
 
     Ends on INT (finishes what is in hand) and TERM (gives it back after 5 s), with exit code 0.
     """
-    if not sys.platform.startswith("linux"):
-        raise Failed(
-            "run needs Linux (inotify, /proc, parent-death signals); elsewhere messages can be put and looked at"
-        )
     command: list[str] = ctx.meta["command"]
     if preload and command:
         raise Failed("--preload is for Python handlers, and a COMMAND has nothing to import: leave --preload out", 2)
@@ -108,24 +105,32 @@ def run(
             command=command or None,
         )
 
+    console = Console(stderr=True)
+    is_shown = until_empty and not is_json and console.is_terminal
+    summary, code = run_pool(read, Bar(console) if is_shown else None, is_until_empty=until_empty)
+    if is_json:
+        click.echo(json.dumps(summary.as_json()))
+    elif is_shown:
+        console.print(table(summary))
+    ctx.exit(code)
+
+
+def run_pool(read: Callable[[], Config], shown: Progress | None, *, is_until_empty: bool) -> tuple[Summary, int]:
+    """Run the pool that *read* configures until it ends; what it did, and its exit code. Raises Failed."""
+    if not sys.platform.startswith("linux"):
+        raise Failed(
+            "a pool needs Linux (inotify, /proc, parent-death signals); elsewhere messages can be put and looked at"
+        )
     try:
         config = read()
     except ConfigError as error:
         raise Failed(str(error), 2) from error
-    console = Console(stderr=True)
-    bar = Bar(console) if until_empty and console.is_terminal and not is_json else None
     started_s = time.monotonic()
-    master = Master(
-        config, read, is_until_empty=until_empty, on_tick=None if bar is None else lambda one: bar.draw(one.board)
-    )
+    on_tick = None if shown is None else lambda one: shown.draw(one.board)
+    master = Master(config, read, is_until_empty=is_until_empty, on_tick=on_tick)
     try:
         code = master.run()
     finally:
-        if bar is not None:
-            bar.close()
-    summary = summarise(master.board, time.monotonic() - started_s)
-    if is_json:
-        click.echo(json.dumps(summary.as_json()))
-    elif until_empty and console.is_terminal:
-        console.print(table(summary))
-    ctx.exit(code)
+        if shown is not None:
+            shown.close()
+    return summarise(master.board, time.monotonic() - started_s), code

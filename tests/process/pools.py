@@ -235,15 +235,16 @@ class Pools:
         run_dir: Path | None = None,
         listen: str | None = "none",
         environment: Mapping[str, str] | None = None,
+        command: str = "run",
     ) -> Pool:
-        """Start ``orchestrator run`` with *words*; *listen* None gives no --listen."""
+        """Start ``orchestrator run``, or another *command* that runs a pool; *listen* None gives no --listen."""
         place = self.place / f"{len(self.started)}-{name}"
         place.mkdir()
         place.chmod(0o777)
         run_dir = run_dir or self.place / "run"
         own = ["--name", name, "--run-dir", str(run_dir), *([] if listen is None else ["--listen", listen])]
-        options, dashes, command = _split(words)
-        full = [*self.prefix, "-m", "orchestrator", "run", *options, *own, *dashes, *command]
+        options, dashes, program = _split(words)
+        full = [*self.prefix, "-m", "orchestrator", command, *options, *own, *dashes, *program]
         pool = Pool(place, run_dir, name, full, {**self.environment(), **(environment or {})})
         self.started.append(pool)
         return pool

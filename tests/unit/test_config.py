@@ -133,7 +133,16 @@ ERRORS = {
     "infinite duration": ("keep_errors = inf", 4, "[[queue]] 1 keep_errors", "not inf"),
     "no time at all": ("time_limit = 0", 4, "[[queue]] 1 time_limit", "longer than 0"),
     "bad queue name": ('name = "a b"', 4, "[[queue]] 1 name", "1 to 64 of the characters"),
-    "handler and command": ('command = ["ls"]', 4, "[[queue]] 1 command", "keep either"),
+    "handler and command": ('command = ["ls"]', 4, "[[queue]] 1 command", "keep one of them"),
+    "handler and forward": ('forward = "/r"', 4, "[[queue]] 1 forward", "keep one of them"),
+    "forward to itself": ('[[queue]]\nurl = "/r"\nforward = "/r"', 6, "[[queue]] 2 forward", "is this very queue"),
+    "forward to no queue": (
+        '[[queue]]\nurl = "/r"\nname = "r"\nforward = "rr"',
+        7,
+        "[[queue]] 2 forward",
+        "names no queue of this configuration; did you mean r?",
+    ),
+    "forward to no protocol": ('[[queue]]\nurl = "/r"\nforward = "amqp:x"', 6, "[[queue]] 2 forward", "unknown scheme"),
     "shell without command": ("shell = true", 4, "[[queue]] 1 shell", "needs command"),
     "backoff over its bound": ('retry_backoff = "10m"', 4, "[[queue]] 1 retry_backoff", "which is 5m"),
     "lease too short": (
@@ -546,7 +555,7 @@ def test_models_are_frozen_and_check_by_themselves():
     queue = QueueConfig(name="q", url="/q", handler="m:h")
     with pytest.raises(ValidationError):
         queue.workers = 3
-    with pytest.raises(ValidationError, match="keep either"):
+    with pytest.raises(ValidationError, match="keep one of them"):
         QueueConfig(name="q", url="/q", handler="m:h", command=("ls",))
 
 

@@ -10,8 +10,10 @@ import pytest
 
 from tests.rig import SETTINGS, Pool, Rig
 from workers.board import Q, W, WorkerState, WorkerText
+from workers.errors import QueueFull
 from workers.message import Done, Forward, Reject, Retry
 from workers.queues.base import Settings
+from workers.queues.open import open_queue
 from workers.worker import OUTCOME_WORDS, Leaving, Worker
 
 
@@ -237,3 +239,39 @@ def test_a_file_by_path_is_given_as_it_is(rig):
     pool.spool.put(b"\x00\xff", "mine")
     work(pool, lambda message: seen.append((Path(message.path).read_bytes(), message.body, message.attempt)), most=2)
     assert seen == [(b"\x00\xff", b"\x00\xff", 1)]
+
+
+def test_a_forward_to_a_queue_that_is_full_waits_and_is_handed_on_once(rig, tmp_path, caplog):
+    pool, following = rig.pool(), Rig(tmp_path / "next", rig.world)
+    following.spool()
+    pool.spool.put(b"x", "mine")
+    handled, refused = [], []
+    forward = pool.spool.forward
+
+    def full(*arguments):
+        if len(refused) < 2:
+            refused.append(arguments)
+            raise QueueFull("no room")
+        forward(*arguments)
+
+    pool.spool.forward = full
+
+    def handler(message):
+        handled.append(message.name)
+        return Forward(queue=str(following.path))
+
+    work(pool, handler, most=5)
+    assert handled == ["mine"]
+    assert following.everything() == {"incoming": [b"x"]}
+    assert figures(pool) == {"forwarded": 1}
+    assert len([record for record in caplog.records if "waiting until" in record.getMessage()]) == 1
+
+
+def test_a_forward_that_the_next_queue_refuses_for_good_is_a_failed_attempt(rig, tmp_path):
+    pool = rig.pool(settings=Settings(create=True, max_attempts=2, retry_backoff_s=0.0))
+    pool.spool.put(b"\xff", "no text")
+    text_only = f"dirq:{tmp_path}/next?schema=body:string"
+    open_queue(text_only, create=True).close()
+    work(pool, lambda _: Forward(queue=text_only), most=60)
+    assert rig.everything() == {"errors": [b"\xff"]}
+    assert figures(pool) == {"retried": 1, "rejected": 1}
