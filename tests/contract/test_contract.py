@@ -6,7 +6,8 @@ A new protocol adds one entry to OPENERS; what it cannot do it must refuse with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +15,34 @@ from pathlib import Path
 import pytest
 
 from tests.rig import SETTINGS, Rig, World
+from tests.rig_ddmq import DdmqPool
 from tests.rig_dirq import SCHEMA, SIMPLE, DirqPool
+from tests.rig_mqueue import Locks, MqueuePool, make_queue
 from workers.errors import ClaimLost, InvalidName, MessageExists, NotSupported
 from workers.message import Claim
+from workers.posix_mq import unlink
 from workers.queues.base import Capability, Queue
+from workers.queues.ddmq import Ddmq
 from workers.queues.dirq import Dirq
+from workers.queues.mqueue import Mqueue
 from workers.queues.null import Null
 from workers.queues.spool import Spool
 
 
 @dataclass
 class Opened:
-    """A queue ready to claim from, one to forward to, and what stands in for its keeper's timer."""
+    """
+    A queue ready to claim from, one to forward to, and what stands in for its keeper's timer.
+
+    A body may have *size_max* bytes. Not *is_dated*: nobody can say since when a message waits. *end* removes it.
+    """
 
     queue: Queue
     following: Queue
     keep: Callable[[float], object] = lambda _: None
+    size_max: int = 1 << 30
+    is_dated: bool = True
+    end: Callable[[], object] = lambda: None
 
     def claim(self) -> Claim:
         claim = self.queue.claim()
@@ -37,7 +50,7 @@ class Opened:
         return claim
 
     def body(self, claim: Claim) -> bytes:
-        return Path(claim.path).read_bytes()
+        return os.pread(claim.fd, 1 << 20, 0) if claim.fd >= 0 else Path(claim.path).read_bytes()
 
     def put(self, body: bytes, name: str) -> str:
         """Put *body*, under *name* where the caller may choose; what it is called."""
@@ -75,17 +88,44 @@ def _dirq(kind: str) -> Callable[[Path], Opened]:
     return opened
 
 
+def _mqueue(place: Path) -> Opened:
+    world, name = World(place), f"/contract-{os.getpid()}-{os.urandom(4).hex()}"
+    make_queue(name)
+    pool = MqueuePool(place, name, world, Locks())
+
+    def keep(seconds: float) -> object:
+        return pool.rounds(every_s=seconds)
+
+    following = Rig(place / "next", world).spool()
+    return Opened(pool.queue, following, keep, size_max=512, is_dated=False, end=lambda: unlink(name))
+
+
+def _ddmq(place: Path) -> Opened:
+    world = World(place)
+    pool = DdmqPool(place / "root" / "queue", world)
+
+    def keep(seconds: float) -> object:
+        return pool.rounds(every_s=seconds)
+
+    return Opened(pool.queue, Rig(place / "next", world).spool(), keep)
+
+
 OPENERS: dict[str, Callable[[Path], Opened]] = {
     "spool": _spool,
     SIMPLE: _dirq(SIMPLE),
     SCHEMA: _dirq(SCHEMA),
+    "ddmq": _ddmq,
+    "mqueue": _mqueue,
     "null": lambda _: Opened(Null(SETTINGS), Null()),
 }
 
 
 @pytest.fixture(name="any_queue", params=sorted(OPENERS))
-def _any_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
-    return OPENERS[request.param](tmp_path)
+def _any_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
+    opened = OPENERS[request.param](tmp_path)
+    yield opened
+    opened.queue.close()
+    opened.end()
 
 
 def needing(*capabilities: Capability) -> pytest.MarkDecorator:
@@ -101,7 +141,7 @@ def lacking(capability: Capability) -> pytest.MarkDecorator:
 
 
 def _capabilities(name: str) -> frozenset[Capability]:
-    return {"spool": Spool, SIMPLE: Dirq, SCHEMA: Dirq, "null": Null}[name].capabilities
+    return {"spool": Spool, SIMPLE: Dirq, SCHEMA: Dirq, "ddmq": Ddmq, "mqueue": Mqueue, "null": Null}[name].capabilities
 
 
 # ---- what all do
@@ -117,7 +157,12 @@ def test_an_empty_queue_has_nothing(any_queue):
 
 
 @pytest.mark.parametrize("body", [b"", b"\x00\xff" * 70_000, "text, with \N{GREEK SMALL LETTER ALPHA}"])
-def test_put_takes_bytes_and_text_of_any_size(any_queue, body):
+def test_put_takes_bytes_and_text_of_any_size_that_there_is_room_for(any_queue, body):
+    if len(body) > any_queue.size_max:
+        with pytest.raises(NotSupported, match=rf"{len(body)} bytes.*{any_queue.queue.protocol}.*{any_queue.size_max}"):
+            any_queue.queue.put(body)
+        assert any_queue.queue.depth().waiting == 0
+        return
     name = any_queue.queue.put(body)
     if Capability.CLAIM in any_queue.queue.capabilities:
         claim = any_queue.claim()
@@ -125,13 +170,24 @@ def test_put_takes_bytes_and_text_of_any_size(any_queue, body):
         assert any_queue.body(claim) == (body.encode() if isinstance(body, str) else body)
 
 
+@needing(Capability.DURABLE)
 def test_durable_is_taken_where_it_is_declared(any_queue):
-    assert Capability.DURABLE in any_queue.queue.capabilities
     for durable in (None, True, False):
         any_queue.queue.put(b"x", durable=durable)
         any_queue.queue.put_many([b"x"], durable=durable)
 
 
+@lacking(Capability.DURABLE)
+def test_durable_is_refused_by_name_where_it_is_not_and_may_be_waived(any_queue):
+    with pytest.raises(NotSupported, match=rf"durable.*{any_queue.queue.protocol}"):
+        any_queue.queue.put(b"x", durable=True)
+    with pytest.raises(NotSupported, match="durable"):
+        any_queue.queue.put_many([b"x"], durable=True)
+    any_queue.queue.put(b"x", durable=False)
+    assert any_queue.queue.depth().waiting == 1
+
+
+@lacking(Capability.PRIORITY)
 def test_a_priority_is_refused_by_name_where_there_is_none(any_queue):
     with pytest.raises(NotSupported, match=rf"priority.*{any_queue.queue.protocol}"):
         any_queue.queue.put(b"x", priority=3)
@@ -383,7 +439,8 @@ def test_the_oldest_waiting_is_measured_in_seconds(any_queue):
     any_queue.queue.put(b"x")
     for _ in range(10):
         any_queue.keep(1)
-    assert 9.5 < any_queue.queue.depth().oldest_s["waiting"] < 30
+    oldest_s = any_queue.queue.depth().oldest_s
+    assert 9.5 < oldest_s["waiting"] < 30 if any_queue.is_dated else "waiting" not in oldest_s
 
 
 @needing(Capability.CLAIM)

@@ -283,7 +283,7 @@ def a_release_unlocks_first(patch: Patch) -> None:
     def release(self: Dirq, claim: Any) -> None:
         self.elements.unlock(claim.name)
         self._clear_hand()
-        self._close(claim)
+        self.close_claim(claim)
 
     patch.setattr(Dirq, "release", release)
 

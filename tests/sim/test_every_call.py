@@ -62,7 +62,7 @@ def _reads_and_forgets(self, path):
 
 
 def _done_whatever_comes(self, claim):
-    self._close(claim)
+    self.close_claim(claim)
     with suppress(OSError):
         self.system.unlink(claim.path)
 

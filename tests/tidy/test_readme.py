@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from workers.posix_mq import unlink
+from workers.queues.mqueue import state_directory
+from workers.system import SYSTEM
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 SECONDS = 60
@@ -103,14 +108,25 @@ class Reader:
 def _reader(tmp_path: Path) -> Iterator[Reader]:
     reader = Reader(tmp_path)
     try:
+        _remove_kernel_queues()
         yield reader
     finally:
         reader.leave()
+        _remove_kernel_queues()
+
+
+def _remove_kernel_queues() -> None:
+    """Those that the README names: they are the machine's, and a test that was ended has left them."""
+    for name in set(re.findall(r"/readme-\w+", README.read_text(encoding="utf-8"))):
+        with contextlib.suppress(FileNotFoundError):
+            unlink(name)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(os.path.join(state_directory(SYSTEM), f"{name[1:]}.pool"))
 
 
 def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
     """In one go, for each block stands on those before it."""
-    first, shell, produce, others, drop_in, operate = scripts()
+    first, shell, produce, others, drop_in, ddmq, kernel, operate = scripts()
 
     said = reader.type(first)
     packed = reader.place / "packed"
@@ -131,6 +147,14 @@ def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
     assert said.count("from any program\n") == 2, said  # by the get, and by the handler
     assert said.splitlines()[-1] == "0", "the pool has removed what it handled"
     assert reader.type(drop_in).splitlines() == ["b'hello'"]
+
+    said = reader.type(ddmq)
+    assert (reader.place / "photo.txt").read_text() == "photo 1", said
+    assert said.splitlines()[-1].split("|")[1:4] == [" photos  ", " 0" + " " * 14, " 0" + " " * 13], said
+    lines = reader.type(kernel).splitlines()
+    assert lines[0] == "started"
+    assert "2 messages moved" in "".join(lines)
+    assert len(reader.waiting("events")) == 2
 
     said = reader.type(operate)
     for words in ("pool site on", "3 workers wanted", "pages is paused", "the page is empty", "requeued", "has ended"):

@@ -362,11 +362,11 @@ def test_every_test_that_the_proof_names_exists() -> None:
 
 
 def test_no_file_names_a_place_of_the_machine_it_was_written_on() -> None:
-    places = ["/wo" + "rk/", "/opt/" + "venv", "/tmp/br" + "ief"]
+    # At the root: a queue of ddmq has a directory work/ too.
+    places = re.compile(rb"(?<![\w.})\]*/])(?:/wo" + rb"rk/\w|/opt/" + rb"venv|/tmp/br" + rb"ief)")
     for path in project_files():
-        raw = path.read_bytes()
-        for place in places:
-            assert place.encode() not in raw, f"{path.relative_to(ROOT)} names {place}"
+        found = places.search(path.read_bytes())
+        assert found is None, f"{path.relative_to(ROOT)} names {found[0]!r}"
 
 
 # ---- words that must agree

@@ -45,6 +45,7 @@ class Capability(Enum):
     PAUSE = "pause"
     KEEP_DONE = "keep_done"
     ATOMIC_FORWARD = "atomic_forward"
+    PRIORITY = "priority"
     CLAIM = "claim"
 
 
@@ -177,7 +178,8 @@ class Queue(ABC):
 
         *body*: bytes, text (UTF-8) or the Path of a regular file to copy. *delay* in seconds.
         *durable* None is as far as the protocol can, True is refused where it cannot; after False a power failure
-        may take the message away or cut it short.
+        may take the message away or cut it short. *priority* is the protocol's own number (ddmq: 0 is served first;
+        mqueue: the highest).
         Raises MessageExists, InvalidName, QueueFull, QueueUnavailable, NotSupported.
         """
 
@@ -323,10 +325,11 @@ class Source(ABC):
     Where the names of waiting messages are read from. A name that was read is a hint, never a claim.
 
     *tree*: they lie in directories that match it, below the one that is watched for arrivals, and are called
-    DIRECTORY/NAME; None: in that one.
+    DIRECTORY/NAME; None: in that one. *is_prioritised*: a name that comes later may have to be served first.
     """
 
     tree: re.Pattern[str] | None = None
+    is_prioritised = False
 
     @abstractmethod
     def names(self, odd: set[str], ignored: set[str]) -> Generator[str]:
@@ -355,6 +358,7 @@ class Claimable(Queue):
         identity: the directory by whose inode two URLs are known to be one queue.
         network: the network filesystem that holds it, None for a local one.
         on_close: called once by close().
+        wait_fd: readable while something may be waiting, so workers wait there and nothing is fed; -1 where names are.
         keeper_is_gone: of a keeper that this process forked itself.
     """
 
@@ -365,6 +369,7 @@ class Claimable(Queue):
     network: str | None
     on_close: Callable[[], None] | None = None
     keeper_is_gone: Callable[[], bool] | None = None
+    wait_fd = -1
     _keeper: Keeper | None = None
 
     @abstractmethod
@@ -403,6 +408,18 @@ class Claimable(Queue):
             self.system.sleep(min(pause_s * random.uniform(0.8, 1.2), left_s))  # noqa: S311 - spreads load
             pause_s = min(pause_s * 2, longest_s)
         return False
+
+    def backoff_s(self, attempt: int) -> float:
+        """A random time up to base * 2^(attempt - 1), at most the configured maximum (full jitter)."""
+        highest = self.settings.retry_backoff_s * 2.0 ** min(attempt - 1, 60)
+        return random.uniform(0, min(highest, self.settings.retry_backoff_s_max))  # noqa: S311 - spreads load, no secret
+
+    def close_claim(self, claim: Claim) -> None:
+        """Close the descriptor of *claim*. Again does nothing."""
+        if claim.fd >= 0:
+            fd, claim.fd = claim.fd, -1
+            with contextlib.suppress(OSError):  # it was open for reading: there is nothing that could be lost
+                self.system.close(fd)
 
     def close(self) -> None:
         """See Queue.close: leaves, and ends the keeper of a queue that was opened to consume."""

@@ -29,7 +29,7 @@ from workers.queues.directory import Directory, is_regular
 from workers.system import System
 
 NO_RECORD = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO})  # nothing, a symbolic link, a socket
-RECORD_MAX = 512
+RECORD_MAX = 1024
 HAND_SIZE = 128  # bytes of held/OWNER: written as a whole, so a shorter line leaves nothing of a longer one
 
 
@@ -57,9 +57,6 @@ def line_of(name: str, inode: int, at_ns: int) -> bytes:
     return f"{name} {inode} {at_ns:<{HAND_SIZE - 1}}"[: HAND_SIZE - 1].encode() + b"\n"
 
 
-EMPTY = b"\n".rjust(HAND_SIZE)
-
-
 @dataclass(frozen=True, slots=True)
 class Counts:
     """Attempts and crashes of an element; *lock* is by what the lock of the last crash was known, or ""."""
@@ -72,7 +69,8 @@ class Counts:
 class Beside(Directory):
     """The paths beside one queue, and the calls on them. Holds no descriptor."""
 
-    def __init__(self, queue: str, state_dir: str | None, system: System) -> None:
+    def __init__(self, queue: str, state_dir: str | None, system: System, hand_size: int = HAND_SIZE) -> None:
+        """*hand_size*: bytes of a record before the name of its worker."""
         name = os.path.basename(queue)
         if state_dir is not None:  # where queues of one name may come together
             name = f"{name}-{hashlib.sha256(os.fsencode(queue)).hexdigest()[:6]}"
@@ -80,6 +78,8 @@ class Beside(Directory):
         self.held = os.path.join(self.path, "held")
         self.counts = os.path.join(self.path, "counts")
         self.paused = os.path.join(self.path, "PAUSED")
+        self.hand_size = hand_size
+        self.empty_hand = b"\n".rjust(hand_size)
         self.parts = (self.held, self.counts, self.deferred, self.errors, self.tmp)
 
     def names(self) -> set[str]:
@@ -134,12 +134,16 @@ class Beside(Directory):
 
     def is_record_of(self, owner: str) -> bool:
         """Whether held/OWNER was made under that name: a record that was renamed could speak of any process."""
-        return self._record(os.path.join(self.held, owner))[0][HAND_SIZE:].strip() == owner
+        return self.record_of(owner)[0][self.hand_size :].strip() == owner
+
+    def record_of(self, owner: str) -> tuple[str, int]:
+        """The text of held/OWNER, and its mtime; "" and 0 for what is no such file. Raises OSError."""
+        return self._record(os.path.join(self.held, owner))
 
     def hand_of(self, owner: str) -> Hand | None:
         """What held/OWNER says; None for nothing, or for what is no such record. Raises OSError."""
-        line, touched_ns = self._record(os.path.join(self.held, owner))
-        words = line[:HAND_SIZE].split()
+        line, touched_ns = self.record_of(owner)
+        words = line[: self.hand_size].split()
         if len(words) != 3 or not (words[1].isdecimal() and words[2].isdecimal()):
             return None
         return Hand(words[0], int(words[1]), int(words[2]), touched_ns)

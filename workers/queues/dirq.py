@@ -25,25 +25,23 @@ import contextlib
 import errno
 import logging
 import os
-import random
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from workers.board import Q, W
-from workers.dirq.elements import SECOND_NS, Elements, Lock, UnreadableError, time_of
+from workers.dirq.elements import NAME, SECOND_NS, Elements, Lock, UnreadableError, time_of
 from workers.dirq.errors import QueueError
 from workers.dirq.kind import kind_of
-from workers.errors import ClaimLost, InputGone, NotSupported, QueueMissing, QueueRefused, QueueUnavailable
+from workers.errors import ClaimLost, InputGone, NotSupported, QueueMissing, QueueRefused
 from workers.message import Body, Claim
 from workers.queues import dirq_look, names
-from workers.queues.base import Capability, Consumer, Depth, Listed, Queue, Settings, Shown, State
-from workers.queues.beside import EMPTY, Beside, Counts, encoded, line_of
-from workers.queues.directory import Worded, is_regular
+from workers.queues.base import Capability, Consumer, Depth, Listed, Settings, Shown, State
+from workers.queues.beside import HAND_SIZE, Counts, decoded, encoded, line_of
+from workers.queues.directory import is_regular
 from workers.queues.dirq_keep import DirqKeeper
 from workers.queues.dirq_look import Waiting
-from workers.queues.locking import LockedClaim, Locking
-from workers.queues.meta import Facts, facts_of_claim, write_meta
+from workers.queues.foreign import ForeignQueue, held_by
+from workers.queues.locking import HeldClaim, LockedClaim
 from workers.system import SYSTEM, System
 
 log = logging.getLogger(__name__)
@@ -60,9 +58,10 @@ STUCK = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.EISDIR, errno.
 COUNTED = int(Q.COUNTED)
 
 
-class Dirq(Locking):
+class Dirq(ForeignQueue):
     """One directory queue of either kind. See Queue for the verbs."""
 
+    ages_by = "stale_after"
     capabilities = frozenset(
         {Capability.DURABLE, Capability.DEFER, Capability.ERRORS, Capability.ORDER, Capability.PAUSE, Capability.CLAIM}
     )
@@ -78,22 +77,8 @@ class Dirq(Locking):
         host: str = "localhost",
     ) -> None:
         """*encode* makes what ``elements.add`` takes of a body; it raises NotSupported when that cannot be one."""
-        self.url = url
-        self.protocol = url.partition(":")[0]
-        self.settings = settings or Settings()
-        if self.settings.keep_done_s is not None:
-            self.needs(Capability.KEEP_DONE, "keep_done")
-        for option in ("lease_interval", "lease_timeout"):
-            if getattr(self.settings, f"{option}_s") is not None:
-                raise NotSupported(f"{option} is not possible: a {self.protocol} queue has no leases; see stale_after")
+        super().__init__(url, elements.path, settings, HAND_SIZE, system=system, host=host)
         self.elements = elements
-        self.system = system
-        self.host = names.check_host(host)
-        self.place = self.identity = elements.path
-        self.beside = Beside(elements.path, self.settings.state_dir, system)
-        if f"{self.beside.path}/".startswith(f"{elements.path}/"):
-            raise QueueRefused(f"state_dir = {self.settings.state_dir} is inside the queue, where others count what is")
-        self.tokens = names.Tokens(system)
         self.stale_after_s = self.settings.stale_after_s or STALE_AFTER_S
         if self.stale_after_s < STALE_AFTER_S_MIN:
             raise QueueRefused(
@@ -104,8 +89,6 @@ class Dirq(Locking):
         self.within_ns = max(2 * self.touch_ns, SECOND_NS)  # how much younger than we know our lock may look
         self._encode = encode
         self.member = 0  # its number in a set
-        self._owner = ""
-        self._hand = -1  # held/OWNER, open for writing
         self._named: set[str] = set()
         self._open()
 
@@ -121,8 +104,7 @@ class Dirq(Locking):
                 self._check_kind()
             if self.settings.create:
                 self.elements.make()
-            self._inode = self.system.stat(self.place).st_ino
-            self.network = self.beside.network = self.system.network_filesystem(self.place)
+            self.open_place()
 
     def check_schema(self) -> None:
         """Refuse a schema that the first element does not have, for all would go to errors/. Raises OSError too."""
@@ -168,29 +150,7 @@ class Dirq(Locking):
         if priority is not None:
             raise NotSupported(f"priority is not possible: a {self.protocol} queue has none")
         with self._unavailable("put a message into", self.place):
-            return self.elements.add(self._encode(self._bytes(body)), durable=durable is not False)
-
-    def put_many(self, bodies: Sequence[Body], *, durable: bool | None = None) -> list[str]:
-        """See Queue.put_many: one after the other."""
-        entered: list[str] = []
-        try:
-            for body in bodies:
-                entered.append(self.put(body, durable=durable))  # noqa: PERF401 - those before a failure are named
-        except QueueUnavailable as error:
-            error.names = tuple(entered)
-            raise
-        return entered
-
-    def _bytes(self, body: Body) -> bytes:
-        if not isinstance(body, Path):
-            return body.encode("utf-8") if isinstance(body, str) else bytes(body)
-        fd = self.system.open(str(body), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            if not is_regular(self.system.fstat(fd)):
-                raise OSError(errno.EINVAL, "is no regular file", str(body))
-            return self._read(fd)
-        finally:
-            self.system.close(fd)
+            return self.elements.add(self._encode(self.read_body(body)), durable=durable is not False)
 
     # ---- claim
 
@@ -246,29 +206,12 @@ class Dirq(Locking):
         with contextlib.suppress(OSError):  # it is stale one day
             self.elements.unlock(lock.name)
 
-    def take_record(self, owner: str) -> None:
-        """See Locking.take_record."""
-        self.check_same()
-        self.leave_record()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._hand = self.system.open(os.path.join(self.beside.held, owner), flags, 0o666)
-        self._owner = owner
-        self.system.pwrite(self._hand, EMPTY + owner.encode() + b"\n", 0)
-
-    def check_same(self) -> None:
-        """Raises OSError unless the queue is the one that was opened: of a lost mount nothing is to be believed."""
-        if self.system.stat(self.place).st_ino != self._inode:
-            raise OSError(errno.ESTALE, "another directory is there now: was the mount lost?", self.place)
-
-    def _clear_hand(self) -> None:
-        self.system.pwrite(self._hand, EMPTY, 0)
-
     # ---- settle
 
     def done(self, claim: Claim) -> None:
         """See Queue.done: the element is removed, which only one can do."""
         lock = self._lock_of(claim)
-        self._close(claim)
+        self.close_claim(claim)
         try:
             self._check_held(claim, lock)
             if not self.elements.remove(claim.name):
@@ -278,10 +221,10 @@ class Dirq(Locking):
         except QueueError as error:
             # It is handled, and what lies in it is not ours to remove.
             with self._settling("finish", claim):
-                self._to_errors(claim, Counts(claim.attempt, claim.crashes), f"left by a handler: {error}", {})
+                counts = Counts(claim.attempt, claim.crashes)
+                self._to_errors(held_by(claim), counts, f"left by a handler: {error}", {})
         except OSError as error:
-            assert isinstance(claim, LockedClaim)  # noqa: S101 - of this queue's claim()
-            claim.is_tried = True
+            held_by(claim).is_tried = True
             raise self.beside.unavailable("finish", claim.path, error) from error
 
     def _gone(self, claim: Claim) -> None:
@@ -299,69 +242,23 @@ class Dirq(Locking):
             raise InputGone(f"{names.shown(claim.name)} was removed by its handler")
         self._lost(claim)
 
-    def retry(self, claim: Claim, after_s: float | None = None, meta: dict[str, object] | None = None) -> bool:
-        """See Queue.retry: the element waits beside the queue until it is due."""
-        lock = self._lock_of(claim)
-        with self._settling("defer", claim):
-            counts = self._counts(claim)
-            if counts.attempts >= self.settings.max_attempts:
-                self._to_errors(claim, counts, f"failed {counts.attempts} times", meta or {})
-                return False
-            delay = self.backoff_s(counts.attempts) if after_s is None else max(after_s, 0.0)
-            passed_s = (self.system.boottime_ns() - lock.since_ns) / 1e9
-            due = -int(-(claim.claimed_at + passed_s + min(delay, self.settings.retry_backoff_s_max)) // 1)
-            self._take_out(claim, self.beside.deferred, f"{due}.{self.marked(claim.name, counts)}")
-        return True
+    def kept_as(self, claim: HeldClaim) -> str:
+        """See ForeignQueue.kept_as."""
+        return encoded(claim.name)
 
-    def backoff_s(self, attempt: int) -> float:
-        """A random time up to base * 2^(attempt - 1), at most the configured maximum (full jitter)."""
-        highest = self.settings.retry_backoff_s * 2.0 ** min(attempt - 1, 60)
-        return random.uniform(0, min(highest, self.settings.retry_backoff_s_max))  # noqa: S311 - spreads load, no secret
+    def name_of(self, file: str) -> str | None:
+        """See ForeignQueue.name_of."""
+        return decoded(file) if NAME.match(decoded(file)) else None
 
-    def reject(self, claim: Claim, reason: str, meta: dict[str, object] | None = None) -> None:
-        """See Queue.reject: the element itself goes to errors/ beside the queue, then .meta says why."""
-        self._lock_of(claim)
-        with self._settling("reject", claim):
-            self._to_errors(claim, self._counts(claim), reason, meta or {})
+    def take_out(self, claim: HeldClaim, target: str) -> None:
+        """See ForeignQueue.take_out."""
+        self._check_held(claim, self._lock_of(claim))
+        if not self.elements.take_out(claim.name, target):
+            self._gone(claim)
 
-    def _counts(self, claim: Claim) -> Counts:
-        """This attempt included. Read now: at the claim another host's keeper may have been about to write them."""
-        counts = self.beside.count_of(claim.name)
-        return Counts(max(counts.attempts + 1, claim.attempt), max(counts.crashes, claim.crashes))
-
-    def _to_errors(self, claim: Claim, counts: Counts, reason: str, meta: dict[str, object]) -> None:
-        # Before anything that may fail and be tried again, for there the counts are forgotten.
-        claim.attempt, claim.crashes = counts.attempts, counts.crashes
-        file = self._take_out(claim, self.beside.errors, self.marked(claim.name, counts))
-        self.system.fsync_directory(self.beside.errors)
-        facts: Facts = {
-            "queue": self.url,
-            "host": self.host,
-            "owner": self._owner,
-            "worker": self._consumer.index if self._consumer else None,
-        }
-        self.write_meta(file, {**meta, **facts, **facts_of_claim(claim, reason, self.system.wall_ns() / 1e9)})
-
-    def marked(self, name: str, counts: Counts) -> str:
-        """The element *name* as a file beside the queue, which nobody else can make."""
-        file = encoded(name)
-        return names.marked(counts.attempts, counts.crashes, self.tokens.token(file), file)
-
-    def write_meta(self, file: str, facts: Facts) -> None:
-        """See meta.write_meta."""
-        write_meta(self.beside, file, facts, names.unpublished(self.tokens.name(self.host)))
-
-    def _take_out(self, claim: Claim, directory: str, file: str) -> str:
-        """Move the element to *file* in *directory*; what it is called there. Again, it is where it was moved to."""
-        assert isinstance(claim, LockedClaim)  # noqa: S101 - of this queue's claim()
-        if not claim.taken_out:
-            self._check_held(claim, claim.lock)
-            if not self.elements.take_out(claim.name, os.path.join(directory, file)):
-                self._gone(claim)
-            claim.taken_out = file
-            self.beside.forget_count(claim.name)  # they are in the mark now
-            self._clear_hand()  # it may come back, and be another's
-        return claim.taken_out
+    def put_in(self, source: str, file: str) -> str | None:
+        """See ForeignQueue.put_in: under a fresh name if its own is taken."""
+        return self.elements.put_in(source, decoded(file))
 
     def release(self, claim: Claim) -> None:
         """See Queue.release: unlocked, as it was."""
@@ -373,25 +270,6 @@ class Dirq(Locking):
             self._clear_hand()
             if not self.elements.unlock(claim.name):
                 self._lost(claim)
-
-    def forward(self, claim: Claim, queue: Queue, bodies: Sequence[Body] | None = None) -> None:
-        """See Queue.forward: put there, then done here."""
-        queue.put_many([self._body_of(claim)] if bodies is None else bodies)
-        self.done(claim)
-
-    def _body_of(self, claim: Claim) -> Body:
-        """What was claimed, by its descriptor: another file may be called so by now. Raises QueueUnavailable."""
-        if claim.fd < 0:
-            return Path(claim.path)
-        with self._unavailable("read", claim.path):
-            return self._read(claim.fd)
-
-    def _read(self, fd: int) -> bytes:
-        parts, offset = [], 0
-        while part := self.system.pread(fd, 1 << 20, offset):
-            parts.append(part)
-            offset += len(part)
-        return b"".join(parts)
 
     def _check_held(self, claim: Claim, lock: Lock) -> None:
         """Raise ClaimLost unless the lock is still ours, or is ours again."""
@@ -422,27 +300,11 @@ class Dirq(Locking):
         assert isinstance(claim, LockedClaim)  # noqa: S101 - of this queue's claim()
         return claim.lock
 
-    # ---- our own record
-
-    def leave_record(self) -> None:
-        """See Locking.leave_record."""
-        if not self._owner:
-            return
-        owner, self._owner = self._owner, ""
-        fd, self._hand = self._hand, -1
-        try:
-            self._give_back(owner, fd)
-            self.system.close(fd)
-            self.beside.remove(os.path.join(self.beside.held, owner))
-        except OSError as error:
-            # A keeper finishes it: the board will not list this owner any more.
-            log.warning("%s: our record %s could not be removed: %s", self.url, owner, error)
-
     def _give_back(self, owner: str, fd: int) -> None:
-        """Unlock what we could not settle: the record goes, and nobody else would know whose lock it is."""
+        """See ForeignQueue._give_back."""
         hand = self.beside.hand_of(owner)  # our own, so the name is one
         if hand is not None and hand.is_lock(self.elements.found_lock(hand.name)):
-            self.system.pwrite(fd, EMPTY, 0)
+            self.system.pwrite(fd, self.beside.empty_hand, 0)
             self.elements.unlock(hand.name)
 
     # ---- the keeper's and the operator's verbs
@@ -474,53 +336,3 @@ class Dirq(Locking):
         """See Queue.show."""
         with self._unavailable("show", self.place):
             return dirq_look.show(self.elements, self.beside, name)
-
-    def requeue(self, name: str) -> int:
-        """See Queue.requeue: it comes back under its own name."""
-        count = 0
-        with self._unavailable("requeue from", self.beside.errors):
-            for line in tuple(self.list("errors")):
-                if line.name == name:
-                    self.beside.forget_count(name)  # that could not be removed when it came here
-                    if self.elements.put_in(line.path, name) is not None:
-                        self.beside.forget(f"{line.path}.meta")
-                        count += 1
-        return count
-
-    def pause(self) -> None:
-        """See Queue.pause: PAUSED beside the queue, seen by every host; touch(1) does the same."""
-        with self._unavailable("pause", self.beside.path):
-            self.beside.make()
-            self.system.close(
-                self.system.open(self.beside.paused, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-            )
-
-    def resume(self) -> None:
-        """See Queue.resume."""
-        with self._unavailable("resume", self.beside.path):
-            self.beside.remove(self.beside.paused)
-
-    def is_paused(self) -> bool:
-        """See Queue.is_paused."""
-        with self._unavailable("look into", self.beside.path):
-            return self.beside.is_listed(self.beside.paused)
-
-    # ---- errors
-
-    def _unavailable(self, doing: str, path: str) -> Worded:
-        return Worded(self.beside, doing, path)
-
-    def _settling(self, doing: str, claim: Claim) -> Worded:
-        return Worded(self.beside, doing, claim.path, at_end=lambda: self.settled(claim))
-
-    def settled(self, claim: Claim) -> None:
-        """See Queue.settled. Again does nothing."""
-        self._close(claim)
-
-    def _close(self, claim: Claim) -> None:
-        if claim.fd >= 0:
-            fd, claim.fd = claim.fd, -1
-            try:
-                self.system.close(fd)
-            except OSError:
-                return  # it was open for reading: there is nothing that could be lost

@@ -12,6 +12,9 @@ left, so nobody keeps from others what they could do. A name is not fed again un
 second after its packet was read: then it was lost with its reader, or lies with one
 that is held up.
 
+Where a later name may be more urgent, arrivals are taken in during a pass and fed before
+whatever is less urgent; where they are not seen, a long pass is begun anew after a second.
+
 Of a queue with masters on several hosts each first feeds a slice of its own, by a
 hash of the name; when that is empty, its share of what the others have left.
 
@@ -22,7 +25,9 @@ See also: feed (the packets, and the reading end), orchestrator/feeder.py (the p
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import heapq
 import itertools
 import logging
 import os
@@ -53,6 +58,7 @@ ALIVE_NAMES = 8192
 OTHERS_NS = 20_000_000  # what arrived in another's slice is looked at so much later
 LOOK_NS = 20_000_000
 IDLE_NS = 1_000_000_000
+URGENT_NS = 1_000_000_000  # so old is what a pass has listed, and ten times what that took, when it is listed again
 SHORTEST_S, LONGEST_S, LONGEST_NETWORK_S = 0.001, 0.1, 1.0
 TROUBLE_S, TROUBLE_S_MAX = 0.1, 5.0
 SLEEP_S_MAX = 0.002  # a full pipe that empties faster is not waited for at every packet
@@ -133,6 +139,9 @@ class Feeder:
         self._words = feeding.board.queues[feeding.queue_slot].words
         self._pass: Iterator[str] | None = None
         self._ahead: deque[str] = deque()  # names to be fed next
+        # Of a prioritised source, in order: what arrived since the pass was listed.
+        self._is_prioritised = feeding.order == "fifo" and feeding.source.is_prioritised
+        self._late: list[tuple[str, str]] = []
         self._packet, self._packed = b"", 0  # written as soon as there is room, and how many names it holds
         self._odd: set[str] = set()
         self._directories: set[str] = set()
@@ -148,6 +157,8 @@ class Feeder:
         self._began_ns = 0
         self._found, self._others, self._turned = 0, 0, 0
         self._is_cut = False
+        self._has_missed = False  # arrivals
+        self._relist_ns = 0  # when the pass of a prioritised source is too old, unless all arrivals are seen
         self._level = 0
         self._turn_names = TURN_NAMES
         self._turn_ns = system.boottime_ns()
@@ -181,6 +192,8 @@ class Feeder:
         self._is_resting = False
         if now_ns - self._looked_ns >= LOOK_NS:
             self._look(now_ns)
+        if self._is_prioritised and (self._pass is not None or self._ahead):
+            self._take_urgent(now_ns)
         if self._pass is not None and len(self._ahead) < 2 * self._workers * BATCH_MAX:
             self._go_on()
             now_ns = self._system.boottime_ns()
@@ -284,6 +297,7 @@ class Feeder:
             self._turn_names = REST_NAMES
         self._began_ns, self._found, self._others, self._turned, self._is_cut = now_ns, 0, 0, 0, False
         self._odd.clear()
+        self._has_missed, self._relist_ns = False, 0
         self._pass = self._listed()
 
     def _listed(self) -> Iterator[str]:
@@ -297,6 +311,16 @@ class Feeder:
                 return
             # The whole pass first, and only then the names: the directory is not kept open meanwhile.
             kept, self._is_cut = smallest(ours, PASS_NAMES, self._source.key)
+        if self._is_prioritised:
+            now_ns = self._system.boottime_ns()
+            self._relist_ns = now_ns + max(URGENT_NS, 10 * (now_ns - self._began_ns))
+            while kept or self._late:
+                if kept and self._late and self._late[0][1] == kept[-1]:
+                    heapq.heappop(self._late)  # it arrived while it was listed
+                elif self._late and (not kept or self._late[0][0] < self._source.key(kept[-1])):
+                    yield heapq.heappop(self._late)[1]
+                else:
+                    yield kept.pop()
         while kept:
             yield kept.pop()
 
@@ -346,7 +370,8 @@ class Feeder:
             return
         self._level = 0
         if self._watch is not None:
-            self._pass_at_ns = now_ns if self._is_cut else now_ns + max(IDLE_NS, 10 * (now_ns - self._began_ns))
+            is_partial = self._is_cut or self._has_missed
+            self._pass_at_ns = now_ns if is_partial else now_ns + max(IDLE_NS, 10 * (now_ns - self._began_ns))
             self._take(0, is_after_pass=True)
         elif self._found:
             self._pause_s, self._pass_at_ns = SHORTEST_S, now_ns
@@ -368,17 +393,29 @@ class Feeder:
             if self._ahead and not self._words[Q.PAUSED]:
                 self._feed()  # at once: somebody waits for it
 
+    def _take_urgent(self, now_ns: int) -> None:
+        """During the pass of a prioritised source: what has arrived is fed before what is less urgent."""
+        if self._watch is not None and (self._pass is None or self._relist_ns):  # not while it is to be listed
+            self._take(0, is_after_pass=True)
+        # RACE: nobody saw it arrive (polling, or more came than the kernel keeps). What is ahead is listed again.
+        # See test_an_urgent_message_that_no_watch_sees_is_fed_before_the_backlog.
+        has_missed = self._watch is None or self._has_missed
+        if self._pass is not None and has_missed and self._relist_ns and now_ns >= self._relist_ns:
+            self._pass, self._pass_at_ns = None, now_ns
+            self._ahead.clear()
+            self._late.clear()
+
     def _take(self, timeout_s: float, *, is_after_pass: bool) -> None:
         """Feed what arrives. What came during a pass may have been fed by it already."""
         assert self._watch is not None  # noqa: S101 - asked by the callers
         arrived = self._watch.arrivals(timeout_s)
         if arrived is None:
-            self._pass_at_ns = self._system.boottime_ns()
+            self._pass_at_ns, self._has_missed = self._system.boottime_ns(), True
             if self._watch.is_polling:
                 self._watch, self._has_watch = None, None
             return
         fresh = arrived
-        if is_after_pass:
+        if is_after_pass and arrived:
             ahead = set(self._ahead)
             fresh = [name for name in arrived if name not in ahead and name not in self._known]
         if self._feeding.order == "fifo":
@@ -387,7 +424,18 @@ class Feeder:
             if self._peers > 1 and not self._is_ours(name):
                 self._pass_at_ns = min(self._pass_at_ns, self._system.boottime_ns() + OTHERS_NS)
             elif self._source.is_message(name, self._odd):
-                self._ahead.append(name)
+                self._put_ahead(name)
+
+    def _put_ahead(self, name: str) -> None:
+        key, ahead = self._source.key, self._ahead
+        if not self._is_prioritised:
+            ahead.append(name)
+        elif self._pass is None or (ahead and key(name) < key(ahead[-1])):
+            ahead.insert(bisect.bisect_right(ahead, key(name), key=key), name)
+        elif len(self._late) < PASS_NAMES:
+            heapq.heappush(self._late, (key(name), name))
+        else:
+            self._is_cut = True
 
     # ---- resting
 
@@ -404,6 +452,7 @@ class Feeder:
         self._pass, self._pass_at_ns, self._level = None, 0, 0
         self._packet = b""
         self._ahead.clear()
+        self._late.clear()
         self._known = Known()
 
     def _empty_pipe(self) -> None:

@@ -1,8 +1,8 @@
 """
-locking - what a directory queue and a set of them have in common: claims that are locks of the format
+locking - claims by the steps of a format that knows no owner: who may claim, and under which name it is recorded
 
 Raises: QueueUnavailable, KeeperGone.
-See also: dirq, queue_set.
+See also: foreign (one queue), queue_set (several), dirq, ddmq.
 """
 
 from __future__ import annotations
@@ -25,17 +25,23 @@ NO_LOCK = Lock("", 0, 0, 0)
 
 
 @dataclass(slots=True)
-class LockedClaim(Claim):
-    """A claim that is a lock. (There is always one; a default has to stand here.)"""
+class HeldClaim(Claim):
+    """A claim whose settle may be tried again, and then goes on from where it failed."""
 
-    lock: Lock = NO_LOCK
     taken_out: str = ""  # the file beside the queue that it became, by a try of this settle that then failed
-    member: int = 0  # of a set
     is_tried: bool = False  # a done before this one failed, and may have removed it all the same
 
 
+@dataclass(slots=True)
+class LockedClaim(HeldClaim):
+    """A claim that is a lock. (There is always one; a default has to stand here.)"""
+
+    lock: Lock = NO_LOCK
+    member: int = 0  # of a set
+
+
 class Locking(Claimable):
-    """What a directory queue and a set of them have in common: they claim by locks of the format."""
+    """A queue, or a set of them, whose claims are the format's own; which are ours stands beside it."""
 
     _consumer: Consumer | None = None
     _lapses = -1  # the board's count at which our records were made
@@ -45,11 +51,11 @@ class Locking(Claimable):
         self._consumer = consumer
         self._words = consumer.board.queues[consumer.queue_slot].words
         self._slot = consumer.board.worker(consumer.worker_slot)
-        scan = Scan(self.source(), self.settings.order, consumer.index, consumer.count)
+        scan = Scan(self.source(), self.settings.order, consumer.index, consumer.count, self.system.boottime_ns)
         self._scan = scan if consumer.feed < 0 else Reader(consumer.feed, self._words, scan, self.system)
 
     def claim(self) -> Claim | None:
-        """See Queue.claim: the format's lock. Somebody else's is a lost race, counted and nothing else."""
+        """See Queue.claim: the format's own step. Somebody else's is a lost race, counted and nothing else."""
         words = self._words
         if words[PAUSED]:
             self._scan.forget()
@@ -57,7 +63,7 @@ class Locking(Claimable):
         # ORDER: the time of the beat, then the lapses. See test_a_worker_never_misses_a_lapse.
         beat_ns, lapses = words[BEAT_NS], words[LAPSES]
         if self.system.boottime_ns() - beat_ns >= words[HALF_TIMEOUT_NS]:
-            # Nobody would touch the lock.
+            # Nobody would touch the claim.
             if self.keeper_is_gone is not None and self.keeper_is_gone():
                 raise KeeperGone(
                     f"the keeper of {self.url} has died, so nothing may be claimed: start this worker again"
@@ -77,8 +83,8 @@ class Locking(Claimable):
         return None
 
     @abstractmethod
-    def claim_named(self, name: str) -> LockedClaim | None:
-        """Take the element *name* of our source, or None when another has it. Raises OSError."""
+    def claim_named(self, name: str) -> HeldClaim | None:
+        """Take the message *name* of our source, or None when another has it. Raises OSError."""
 
     def _take_owner(self, lapses: int) -> None:
         """Say on the board under which name, never used before, stands what we have in hand, and make the records."""

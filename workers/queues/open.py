@@ -5,6 +5,8 @@ open - from a URL to a queue
     dirq-simple:PATH               Directory::Queue, a file for each message (see dirq)
     dirq:PATH?schema=KEY:TYPE,...  Directory::Queue, a directory for each message
     set:URL,URL                    several dirq queues, read as one in the order of time
+    ddmq:ROOT/QUEUE                Dead Drop Messaging Queue, served by priority (see ddmq)
+    mqueue:/NAME                   a POSIX message queue of the kernel (see mqueue)
     null:                          forgets what it is given
 
 ``open_queue(url)`` can put and look; with ``consume=True`` it also may claim, and
@@ -24,7 +26,8 @@ from workers.queues.null import Null
 from workers.queues.spool import Spool
 from workers.system import SYSTEM, System
 
-SCHEMES = ("spool", "dirq-simple", "dirq", "set", "null")
+SCHEMES = ("spool", "dirq-simple", "dirq", "set", "ddmq", "mqueue", "null")
+NOT_FED = ("mqueue", "null")  # no names lie there to be read
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+_-]*):(.*)", re.DOTALL)
 
 
@@ -41,6 +44,11 @@ def split_url(url: str) -> tuple[str, str]:
     if scheme != "null" and not rest:
         raise QueueRefused(f"{url!r} names no place: write {scheme}:PATH")
     return scheme, rest
+
+
+def is_fed(url: str) -> bool:
+    """Whether a pool's feeder reads names there for its workers. Touches nothing."""
+    return split_url(url)[0] not in NOT_FED
 
 
 def default_host() -> str:
@@ -82,7 +90,16 @@ def _opened(url: str, settings: Settings, system: System, host: str) -> Queue:
         return Null(settings)
     if scheme == "spool":
         return Spool(rest, settings, system=system, host=host)
-    from workers.queues.dirq_url import open_dirq  # noqa: PLC0415 - only who has such a queue needs the formats
+    # Only who has such a queue needs its format.
+    if scheme == "ddmq":
+        from workers.queues.ddmq import open_ddmq  # noqa: PLC0415
+
+        return open_ddmq(rest, settings, system=system, host=host)
+    if scheme == "mqueue":
+        from workers.queues.mqueue import open_mqueue  # noqa: PLC0415
+
+        return open_mqueue(rest, settings, system=system, host=host)
+    from workers.queues.dirq_url import open_dirq  # noqa: PLC0415
 
     if scheme != "set":
         return open_dirq(scheme, rest, settings, system=system, host=host)
@@ -97,4 +114,4 @@ def _opened(url: str, settings: Settings, system: System, host: str) -> Queue:
 
 def split_set(rest: str) -> list[str]:
     """The URLs of a set: a comma ends one where another begins, for it also stands in a schema."""
-    return re.split(r",\s*(?=(?:dirq|dirq-simple|spool|null|set):|/)", rest)
+    return re.split(r",\s*(?=(?:dirq|dirq-simple|spool|null|set|ddmq|mqueue):|/)", rest)

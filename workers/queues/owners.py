@@ -93,3 +93,9 @@ class OwnersKeeper(Keeper):
             return self._system.lstat(path).st_uid == self._system.geteuid()
         except FileNotFoundError:
             return False
+
+    def _is_older(self, path: str, limit_ns: int) -> bool:
+        try:
+            return self._system.lstat(path).st_ctime_ns < limit_ns
+        except FileNotFoundError:
+            return False

@@ -2,7 +2,8 @@
 scan - which name to try next: one reader's look at what waits
 
 A name that was read is a hint, never a claim. fifo keeps the smallest names of a
-scan, in order, bounded in number; any takes them as the directory gives them. Of a
+scan, in order, bounded in number (and where later ones may be more urgent it scans anew
+after a second); any takes them as the directory gives them. Of a
 long list every worker of a host takes its own slices first, so that workers that
 scan at the same moment do not race for the same names.
 
@@ -18,7 +19,7 @@ import itertools
 import os
 import stat
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 from workers.queues import names
 from workers.queues.base import Order, Source
@@ -26,14 +27,20 @@ from workers.system import System
 
 BATCH = 4096  # names kept of one scan: about half a megabyte
 SLICE = 16
+GOOD_NS = 1_000_000_000  # and ten times what the scan took
 
 
 class Scan:
     """The names of one source, a batch at a time."""
 
-    def __init__(self, source: Source, order: Order, index: int = 0, count: int = 1) -> None:
+    def __init__(
+        self, source: Source, order: Order, index: int = 0, count: int = 1, now_ns: Callable[[], int] = lambda: 0
+    ) -> None:
+        """*now_ns*: any clock that goes on; needed for a source that is prioritised."""
         self._source = source
         self._order = order
+        self._now_ns = now_ns
+        self._good_until_ns = 0
         self._index, self._count = index, max(count, 1)
         self._names: deque[str] = deque()
         self.odd: set[str] = set()  # names read that are no regular files
@@ -41,6 +48,8 @@ class Scan:
 
     def next(self) -> str | None:
         """The next name to try; None when a fresh scan found nothing. Raises OSError."""
+        if self._names and self._source.is_prioritised and self._now_ns() >= self._good_until_ns:
+            self._names.clear()
         if not self._names and not self._fill():
             return None
         return self._names.popleft()
@@ -52,6 +61,7 @@ class Scan:
     def _fill(self) -> bool:
         self.odd.clear()
         ignored: set[str] = set()
+        began_ns = self._now_ns()
         # Closed as soon as there are enough, and the directory with it.
         with contextlib.closing(self._source.names(self.odd, ignored)) as found:
             if self._order == "fifo":
@@ -59,6 +69,8 @@ class Scan:
             else:
                 batch = list(itertools.islice(found, BATCH))
         self.ignored = ignored
+        now_ns = self._now_ns()
+        self._good_until_ns = now_ns + max(GOOD_NS, 10 * (now_ns - began_ns))
         self._names.extend(self._own_first(batch))
         return bool(batch)
 

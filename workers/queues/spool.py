@@ -20,7 +20,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -255,7 +254,8 @@ class Spool(Claimable):
         if self.settings.keep_done_s is not None:
             self._keep_done(claim)
             return
-        self._close(claim)  # first: a client of NFS renames what is unlinked while it is open, and unlinks it later
+        # First: a client of NFS renames what is unlinked while it is open, and unlinks it later.
+        self.close_claim(claim)
         try:
             self.system.unlink(claim.path)
         except OSError as error:
@@ -290,11 +290,6 @@ class Spool(Claimable):
         with self._settling("defer", claim):
             self._move_claim(claim, self.directory.deferred, f"{due}.{file}")
         return True
-
-    def backoff_s(self, attempt: int) -> float:
-        """A random time up to base * 2^(attempt - 1), at most the configured maximum (full jitter)."""
-        highest = self.settings.retry_backoff_s * 2.0 ** min(attempt - 1, 60)
-        return random.uniform(0, min(highest, self.settings.retry_backoff_s_max))  # noqa: S311 - spreads load, no secret
 
     def reject(self, claim: Claim, reason: str, meta: dict[str, object] | None = None) -> None:
         """See Queue.reject: one rename into errors/, fsync, then NAME.meta says why."""
@@ -497,12 +492,4 @@ class Spool(Claimable):
     def settled(self, claim: Claim) -> None:
         """See Queue.settled. Again does nothing."""
         self._in_hand = None
-        self._close(claim)
-
-    def _close(self, claim: Claim) -> None:
-        if claim.fd >= 0:
-            fd, claim.fd = claim.fd, -1
-            try:
-                self.system.close(fd)
-            except OSError:
-                return  # it was open for reading: there is nothing that could be lost
+        self.close_claim(claim)

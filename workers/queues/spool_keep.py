@@ -316,12 +316,6 @@ class SpoolKeeper(OwnersKeeper):
             self._directory.forget(f"{path}.meta")
             kept.pruned += 1
 
-    def _is_older(self, path: str, limit_ns: int) -> bool:
-        try:
-            return self._system.lstat(path).st_ctime_ns < limit_ns
-        except FileNotFoundError:
-            return False
-
     # ---- leaving
 
     def leave(self) -> None:

@@ -56,8 +56,12 @@ class Ages:
                 enqueued = self._system.lstat(os.path.join(directory, file)).st_mtime
             except OSError:  # it moved on, which is what messages do
                 return
-        if self._oldest_s is None or enqueued < self._oldest_s:
-            self._oldest_s = enqueued
+        self.note(enqueued)
+
+    def note(self, enqueued_s: float) -> None:
+        """One that was put at *enqueued_s*, unix seconds."""
+        if self._oldest_s is None or enqueued_s < self._oldest_s:
+            self._oldest_s = enqueued_s
 
     def age_s(self) -> float:
         # A forged mtime may be any 64-bit number; the board's words hold no more than a bounded age.

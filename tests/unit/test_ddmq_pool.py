@@ -1,0 +1,1274 @@
+"""A pool on a ddmq queue: claims that expire, settles, keeper, what originals leave, every call failed or killed."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.ddmq_twins import Original, needs_original
+from tests.rig import FakeSystem, World
+from tests.rig_ddmq import DDMQ_SETTINGS, DdmqPool
+from tests.schedules import schedules
+from workers.board import Q, W
+from workers.ddmq.aside import set_aside
+from workers.ddmq.broker import Broker
+from workers.errors import ClaimLost, InputGone, NotSupported, QueueMissing, QueueRefused, QueueUnavailable
+from workers.message import Claim, Message
+from workers.queues import names
+from workers.queues.ddmq import Ddmq, open_ddmq
+from workers.queues.ddmq_hand import HALF, HAND_SIZE, claim_line, hand_in
+from workers.queues.open import open_queue
+
+TIMEOUT_S = 600  # message_timeout of a new queue
+SETTLES = ("done", "retry", "reject", "release")
+STATE_AFTER = {"done": {}, "retry": {"deferred": 1}, "reject": {"errors": 1}, "release": {"waiting": 1}}
+
+Make = Callable[..., DdmqPool]
+
+
+@pytest.fixture(name="make")
+def _make(tmp_path: Path) -> Make:
+    """Makes pools on one queue, all under one clock."""
+    world, pids = World(tmp_path), iter(range(1001, 2000))
+
+    def make(**options) -> DdmqPool:
+        options = {"pid": next(pids), **options}
+        return DdmqPool(tmp_path / "root" / "queue", world, **options)
+
+    return make
+
+
+@pytest.fixture(name="pool")
+def _pool(make: Make) -> DdmqPool:
+    return make()
+
+
+@pytest.fixture(name="apart")
+def _apart(tmp_path: Path) -> Make:
+    """Makes a pool on a queue of its own at each call; with *beside*, one more on that one's."""
+    world, pids = World(tmp_path), iter(range(1001, 5000))
+
+    def make(beside: DdmqPool | None = None, **options) -> DdmqPool:
+        pid = next(pids)
+        place = tmp_path / f"r{pid}" / "queue" if beside is None else beside.place
+        return DdmqPool(place, world, pid=pid, **options)
+
+    return make
+
+
+@pytest.fixture(name="fresh", params=[None, "nfs"])
+def _fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Makes a pool on a queue of its own at each call, local and as on a network filesystem."""
+    world, made = World(tmp_path), []
+
+    def make(**options) -> DdmqPool:
+        made.append(DdmqPool(tmp_path / f"r{len(made)}" / "queue", world, pid=1001, network=request.param, **options))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.queue.close()
+
+
+def put(pool: DdmqPool, body: bytes | str = b"content", **more) -> str:
+    return pool.queue.put(body, **more)
+
+
+def lay(pool: DdmqPool, content: object, name: str = "999.17000000001.ddmqa") -> str:
+    """Write *content* in place as an original does; the name that a pool knows it by."""
+    (pool.place / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return name.partition(".")[2]
+
+
+def message(text: object = "content", **fields: object) -> dict[str, object]:
+    return {"message": text, "requeue": False, "requeue_counter": 0, "requeue_limit": None, "timeout": None, **fields}
+
+
+def settle(queue: Ddmq, verb: str, claim: Claim) -> object:
+    """Settle as a worker does: what may be tried again is, once."""
+    arguments = ("of no use",) if verb == "reject" else ()
+    try:
+        return getattr(queue, verb)(claim, *arguments)
+    except QueueUnavailable:
+        return getattr(queue, verb)(claim, *arguments)
+    finally:
+        queue.settled(claim)
+
+
+def die(pool: DdmqPool) -> str:
+    """Claim and die; the owner that was."""
+    pool.queue.settled(pool.claim())
+    return fall(pool)
+
+
+def fall(pool: DdmqPool) -> str:
+    """Die as the worker is now; the owner that was. The next claim is another worker's."""
+    owner = pool.bury()
+    pool.queue._lapses = -1
+    pool.queue._owner, pool.queue._hand = "", os.close(pool.queue._hand) or -1
+    return owner
+
+
+def hold(pool: DdmqPool, body: bytes = b"content") -> tuple[str, str]:
+    """Put, claim and die: the message's name, and the owner that was."""
+    return put(pool, body), die(pool)
+
+
+def beside(pool: DdmqPool, *parts: str) -> Path:
+    return Path(f"{pool.place}.pool", *parts)
+
+
+def counted(pool: DdmqPool) -> dict[str, int]:
+    """How many messages there are in each state; what is empty is left out. Anything unknown is a state."""
+    found = {
+        "waiting": sum(".ddmq" in name and name != "ddmq.yaml" for name in os.listdir(pool.place)),
+        "claimed": len(os.listdir(pool.place / "work")),
+        "deferred": len(os.listdir(beside(pool, "deferred"))),
+        "errors": len([name for name in os.listdir(beside(pool, "errors")) if not name.endswith(".meta")]),
+        "left over": sum(name.endswith(".tmp") for name in os.listdir(pool.place.parent)),
+    }
+    return {state: count for state, count in found.items() if count}
+
+
+def messages(pool: DdmqPool) -> dict[str, int]:
+    found = counted(pool)
+    found.pop("left over", None)
+    return found
+
+
+def metas(pool: DdmqPool) -> list[dict[str, object]]:
+    return [json.loads(path.read_bytes()) for path in beside(pool, "errors").glob("*.meta")]
+
+
+def counts_of(pool: DdmqPool, name: str) -> tuple[int, int]:
+    counts = pool.queue.beside.count_of(name)
+    return counts.attempts, counts.crashes
+
+
+def expiry(pool: DdmqPool) -> int:
+    (name,) = os.listdir(pool.place / "work")
+    return int(name.partition(".")[0])
+
+
+def now(pool: DdmqPool) -> float:
+    return pool.system.wall_ns() / 1e9
+
+
+def body(claim: Claim) -> bytes:
+    return Message(claim, "").body
+
+
+def finish_all(pool: DdmqPool) -> list[bytes]:
+    """What is handled when everything works again, whoever died: the bodies."""
+    pool.bury()
+    bodies = []
+    worker = pool.another_worker(1)
+    for _ in range(8):
+        pool.rounds(2, every_s=TIMEOUT_S / 3)
+        while (claim := worker.claim()) is not None:
+            bodies.append(body(claim))
+            settle(worker, "done", claim)
+    worker.close()
+    return bodies
+
+
+# ---- opening
+
+
+def test_a_queue_is_made_only_when_asked_and_as_the_original_makes_it(tmp_path):
+    world, place = World(tmp_path), tmp_path / "root" / "queue"
+    closed = replace(DDMQ_SETTINGS, create=False)
+    with pytest.raises(QueueMissing, match=r"root.*is not there.*orchestrator put"):
+        open_ddmq(str(place), closed, system=FakeSystem(world), host="one")
+    with pytest.raises(QueueMissing, match="parent"):
+        open_ddmq(f"{tmp_path}/none/root/q", DDMQ_SETTINGS, system=FakeSystem(world), host="one")
+    place.parent.mkdir()
+    with pytest.raises(QueueMissing, match=r"no ddmq\.yaml"):
+        open_ddmq(str(place), closed, system=FakeSystem(world), host="one")
+    open_ddmq(str(place), DDMQ_SETTINGS, system=FakeSystem(world), host="one")
+    with pytest.raises(QueueMissing, match="no queue other"):
+        open_ddmq(f"{place.parent}/other", closed, system=FakeSystem(world), host="one")
+    defaults = "cleaned: 0\nmessage_timeout: 600\npriority: 999\nrequeue: true\nrequeue_prio: 0\n"
+    assert (place / "ddmq.yaml").read_text() == defaults
+    assert (place.parent / "ddmq.yaml").read_text() == ""
+    assert (place.parent / "ddmq.yaml.example").read_text() == defaults
+    assert sorted(os.listdir(place)) == ["ddmq.yaml", "work"]
+
+
+@needs_original
+@pytest.mark.filterwarnings("ignore")
+def test_the_original_sees_our_queue_and_nothing_of_what_lies_beside_it(pool, monkeypatch):
+    name = put(pool, "text", priority=7)
+    original = Original(monkeypatch).peer(pool.place.parent)
+    assert original.list_queues() == ["queue"]
+    found = original.consume("queue", clean=False)
+    assert (found.message, found.priority, f"{found.queue_number}.ddmq{found.id}") == ("text", 7, name)
+    assert original.ack(found) == [found.filename]
+    assert counted(pool) == {}
+
+
+@needs_original
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_original_puts_is_handled_and_what_it_holds_is_left_to_it(pool, monkeypatch):
+    original = Original(monkeypatch).peer(pool.place.parent)
+    first = original.publish("queue", "first", clean=False)
+    held = original.consume("queue", clean=False)
+    original.publish("queue", {"a": 1}, clean=False)
+    claim = pool.claim()
+    assert (body(claim), pool.queue.claim()) == (b'{"a": 1}', None)
+    settle(pool.queue, "done", claim)
+    pool.rounds(3)
+    assert (held.id, messages(pool)) == (first.id, {"claimed": 1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [({"keep_done_s": 5.0}, "keep_done is not possible"), ({"lease_interval_s": 1.0}, "lease_interv.*message_timeout"),
+     ({"lease_timeout_s": 9.0}, "lease_timeout.*message_timeout")],
+)  # fmt: skip
+def test_what_the_format_cannot_do_is_refused_at_start_by_its_name(make, settings, sentence):
+    with pytest.raises(NotSupported, match=sentence):
+        make(settings=replace(DDMQ_SETTINGS, **settings))
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [("root/q?umask=077", "no option 'umask'; there is state_dir"), ("root/a b", "letters, digits"),
+     ("root/q?state_dir=", "state_dir")],
+)  # fmt: skip
+def test_a_url_that_cannot_be_is_refused_before_anything_is_made(tmp_path, url, sentence):
+    with pytest.raises(QueueRefused, match=sentence):
+        open_ddmq(f"{tmp_path}/{url}", DDMQ_SETTINGS, system=FakeSystem(World(tmp_path)), host="one")
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_queue_of_another_kind_is_refused(tmp_path):
+    Broker(str(tmp_path / "root"), create=True)
+    open_queue(f"{tmp_path}/root/spool", create=True)
+    for create in (False, True):
+        with pytest.raises(QueueRefused, match="is no queue"):
+            open_queue(f"ddmq:{tmp_path}/root/spool", create=create)
+
+
+def test_settings_that_are_wrong_are_refused_with_file_and_value(make):
+    pool = make()
+    settings = pool.place / "ddmq.yaml"
+    settings.write_text("priority: abc\n")
+    with pytest.raises(QueueRefused, match=rf"{settings}.*'abc'"):
+        make()
+
+
+def test_settings_that_become_wrong_meanwhile_stop_nobody_and_are_told_once(pool, caplog):
+    put(pool)
+    (pool.place / "ddmq.yaml").write_text("message_timeout: soon\n")
+    put(pool)
+    for _ in range(2):
+        settle(pool.queue, "done", pool.claim())
+    assert caplog.text.count("'soon'") == 1
+
+
+def test_what_is_kept_stands_beside_the_queue_and_nothing_of_it_inside(pool):
+    put(pool)
+    assert sorted(os.listdir(beside(pool))) == ["counts", "deferred", "errors", "held", "tmp"]
+    assert len(os.listdir(pool.place)) == 3
+
+
+def test_state_dir_in_a_url_is_where_the_operators_verbs_look_too(make, tmp_path):
+    (tmp_path / "state").mkdir()
+    pool = make(options=f"?state_dir={tmp_path}/state")
+    name = put(pool)
+    settle(pool.queue, "reject", pool.claim())
+    assert not beside(pool).exists()
+    operator = open_queue(f"ddmq:{pool.place}?state_dir={tmp_path}/state")
+    assert [line.name for line in operator.list("errors")] == [name]
+
+
+# ---- put
+
+
+def test_a_message_is_json_as_the_original_writes_it(pool):
+    name = put(pool, "a \N{SNOWMAN}", priority=3)
+    (file,) = (file for file in os.listdir(pool.place) if ".ddmq" in file and file != "ddmq.yaml")
+    number, identity = name.split(".ddmq")
+    assert file == f"3.{name}"
+    assert (pool.place / file).read_text() == (
+        '{"message": "a \\u2603", "queue": "queue", "timeout": null, "id": "' + identity + '", "priority": 3, '
+        f'"queue_number": "{number}", "filename": "{file}", "requeue": false, "requeue_counter": 0, '
+        '"requeue_limit": null}'
+    )
+
+
+def test_any_bytes_come_back_as_they_were(pool):
+    for content in (bytes(range(256)), b"\xed\xa0\x80", "\N{SNOWMAN}".encode(), b""):
+        put(pool, content)
+        claim = pool.claim()
+        assert body(claim) == content
+        assert (claim.size, Path(f"/proc/self/fd/{claim.fd}").read_bytes()) == (len(content), content)
+        settle(pool.queue, "done", claim)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("half a pair \ud83d", b"half a pair \xed\xa0\xbd"), ([1, "a"], b'[1, "a"]'), (0, b"0"), (None, b"null"),
+     ({"b": None}, b'{"b": null}')],
+)  # fmt: skip
+def test_what_is_no_text_is_handled_as_json(pool, text, expected):
+    lay(pool, message(text))
+    assert body(pool.claim()) == expected
+
+
+def test_the_lowest_priority_is_served_first_and_then_the_oldest(pool):
+    for number, priority in enumerate((None, 100, 0, 9, 10, 0, 1000)):
+        put(pool, b"%d" % number, priority=priority)
+    found = []
+    while (claim := pool.queue.claim()) is not None:
+        found.append(body(claim))
+        settle(pool.queue, "done", claim)
+    assert found == [b"2", b"5", b"3", b"4", b"1", b"0", b"6"]
+
+
+@pytest.mark.parametrize("priority", [-1, 10**9])
+def test_a_priority_that_cannot_be_is_refused(pool, priority):
+    with pytest.raises(NotSupported, match=f"priority {priority} is not possible"):
+        put(pool, priority=priority)
+
+
+def test_the_priority_of_the_settings_counts_where_none_is_given(pool):
+    (pool.place / "ddmq.yaml").write_text("priority: 5\n")
+    name = put(pool)
+    assert (pool.place / f"5.{name}").exists()
+
+
+def test_a_durable_put_syncs_the_file_and_its_name(pool):
+    put(pool, durable=False)
+    assert "fsync" not in pool.system.calls
+    pool.system.calls.clear()
+    put(pool)
+    assert pool.system.calls.count("fsync") == 2
+    assert pool.system.calls.index("fsync") < pool.system.calls.index("rename_noreplace")
+
+
+def test_a_put_that_fails_anywhere_leaves_nothing_or_a_whole_message(fresh):
+    for pool, what, raised in fail_each(fresh, put, codes=(errno.ENOSPC, errno.EIO)):
+        assert raised is None or isinstance(raised, QueueUnavailable), what
+        assert messages(pool) in ({}, {"waiting": 1}), what
+        assert finish_all(pool) in ([], [b"content"]), what
+
+
+# ---- claim
+
+
+@pytest.mark.parametrize(
+    ("timeout", "lasts_s"),
+    [(None, 600), (0, 600), (30, 30), (30.2, 31), (1, 10), (-5, 600), ("soon", 600), (True, 600), (1e300, 315360000)],
+)
+def test_a_claim_lasts_as_long_as_the_message_or_the_settings_say(pool, timeout, lasts_s):
+    lay(pool, message(timeout=timeout))
+    pool.claim()
+    assert lasts_s - 1 <= expiry(pool) - now(pool) <= lasts_s
+
+
+def test_Q17_a_claim_expires_by_the_clock_of_the_filesystem(make):
+    """Not by that of a host, which may be an hour behind."""
+    pool = make(network="nfs")
+    pool.system.wall_ns = lambda: FakeSystem.wall_ns(pool.system) - 3600 * 10**9
+    put(pool)
+    pool.claim()
+    assert abs(expiry(pool) - TIMEOUT_S - FakeSystem.wall_ns(pool.system) / 1e9) < 2
+
+
+def test_a_message_has_one_name_in_every_state_and_under_every_priority(pool):
+    name = put(pool, priority=7)
+    claim = pool.claim()
+    assert claim.name == name
+    pool.world.advance(TIMEOUT_S / 2 + 1)
+    pool.keeper.keep()
+    assert [line.name for line in pool.queue.list("claimed")] == [name]
+    settle(pool.queue, "retry", claim)
+    assert [line.name for line in pool.queue.list("deferred")] == [name]
+    pool.rounds(2)
+    assert (pool.place / f"7.{name}").exists()
+
+
+def test_the_body_can_be_read_by_its_path_whatever_the_file_is_called_by_now(make):
+    pool = make(pid=os.getpid())
+    put(pool)
+    claim = pool.claim()
+    pool.rounds(2, every_s=TIMEOUT_S / 2)
+    assert Path(claim.path).read_bytes() == b"content"
+
+
+def test_Q13_a_half_written_message_is_left_until_it_is_whole(pool):
+    lay(pool, b'{"message": "con')
+    assert pool.queue.claim() is None
+    assert messages(pool) == {"waiting": 1}
+    assert pool.board.worker(0).words[W.CONFLICTS] == 0
+    lay(pool, message())
+    pool.world.advance(0.1)
+    assert body(pool.claim()) == b"content"
+
+
+def test_a_message_that_becomes_whole_a_moment_later_is_claimed_at_once(pool):
+    lay(pool, b"")
+    pool.system.sleep = lambda seconds: lay(pool, message()) and None
+    assert body(pool.claim()) == b"content"
+
+
+def test_a_half_written_message_holds_up_no_other_and_is_not_read_again_and_again(pool):
+    lay(pool, b"", "0.17000000001.ddmqa")
+    put(pool)
+    settle(pool.queue, "done", pool.claim())
+    pool.system.calls.clear()
+    for _ in range(10):
+        assert pool.queue.claim() is None
+    assert pool.system.calls.count("read") <= 8
+
+
+@pytest.mark.parametrize("content", [b"", b'{"message": "con', b"[1]", b"\xff\xfe\xff", b"[" * 100_000])
+def test_Q13_what_is_no_message_for_long_goes_to_errors_with_the_reason(pool, content):
+    name = lay(pool, content)
+    assert pool.queue.claim() is None
+    pool.world.advance(6)
+    claim = pool.claim()
+    assert claim.trouble is not None
+    pool.queue.reject(claim, claim.trouble)
+    (meta,) = metas(pool)
+    assert meta["name"] == name
+    assert "is empty" in str(meta["reason"]) or "JSON" in str(meta["reason"])
+    assert messages(pool) == {"errors": 1}
+
+
+ODD: dict[str, Callable[[Path], object]] = {
+    "a symbolic link": lambda path: path.symlink_to("/etc/passwd"),
+    "a dangling link": lambda path: path.symlink_to("/nowhere"),
+    "a fifo": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("how", sorted(ODD))
+def test_what_is_no_regular_file_is_claimed_with_trouble_and_never_read(pool, how):
+    ODD[how](pool.place / "0.17000000001.ddmqa")
+    claim = pool.claim()
+    assert "no regular file" in (claim.trouble or "")
+    assert claim.fd == -1
+    pool.queue.reject(claim, claim.trouble)
+    assert messages(pool) == {"errors": 1}
+    assert pool.queue.requeue(claim.name) == 1
+    assert messages(pool) == {"waiting": 1}
+
+
+def test_Q14_a_foreign_name_is_never_touched_and_is_counted_as_ignored(pool):
+    long = f"{'1' * 200}.1.ddmqa"
+    for name in ("notes.ddmq", "a.b.ddmqc", "1.2.3.4.ddmqx", long):
+        (pool.place / name).write_text("mine")
+        (pool.place / "work" / name).write_text("mine")
+    (pool.place / "1.2.ddmqdirectory").mkdir()
+    (pool.place / "README").write_text("mine")
+    pool.rounds(3, every_s=TIMEOUT_S)
+    assert pool.queue.claim() is None
+    assert pool.queue.depth().ignored == 9
+    assert (pool.queue.depth().waiting, pool.queue.depth().claimed) == (0, 0)
+    assert len(os.listdir(pool.place)) == 8
+    assert len(os.listdir(pool.place / "work")) == 4
+
+
+def test_a_lost_race_is_counted_and_the_next_name_is_tried(pool):
+    first, second = put(pool), put(pool)
+
+    def take(call, arguments):
+        if call == "open" and first in str(arguments[0]):
+            pool.system.before = None
+            assert pool.queue.files.take(f"999.{first}", int(now(pool)) + 60)
+
+    pool.system.before = take
+    assert pool.claim().name == second
+    assert pool.board.worker(0).words[W.CONFLICTS] == 1
+
+
+def test_who_lost_a_race_in_the_same_second_leaves_no_record_of_it(pool):
+    """The winner is an original, which keeps no record."""
+    put(pool)
+
+    def first(call, arguments):
+        if call == "rename" and "queue/work" in arguments[1]:
+            pool.system.before = None
+            os.rename(*arguments)
+
+    pool.system.before = first
+    assert pool.queue.claim() is None
+    assert pool.board.worker(0).words[W.CONFLICTS] == 1
+    assert pool.keeping.release_owner(fall(pool), "died") == []
+    assert messages(pool) == {"claimed": 1}
+
+
+@pytest.mark.parametrize("verb", ["release", "retry"])
+def test_a_worker_that_dies_after_a_settle_takes_no_claim_of_an_original_with_it(pool, verb):
+    """The original claims what waits again, to the same second."""
+    name = put(pool)
+    claim = pool.claim()
+    (work_name,) = os.listdir(pool.place / "work")
+    settle(pool.queue, verb, claim)
+    waiting = pool.place / f"999.{name}" if verb == "release" else next(beside(pool, "deferred").iterdir())
+    waiting.rename(pool.place / "work" / work_name)
+    assert pool.keeping.release_owner(fall(pool), "died") == []
+    assert messages(pool) == {"claimed": 1}
+
+
+def test_a_worker_killed_before_its_claim_takes_no_claim_of_another_with_it(make):
+    """Both have recorded the same name: the same message, claimed to the same second."""
+    pool, other = make(), make(host="two")
+    name = put(pool)
+
+    def kill(call, arguments):
+        if call == "rename" and "queue/work" in arguments[1]:
+            raise Killed
+
+    pool.system.before = kill
+    with pytest.raises(Killed):
+        pool.queue.claim()
+    owner = pool.queue._owner
+    hand = hand_in(pool.queue.beside.record_of(owner)[0])
+    theirs = other.claim()
+    os.rename(pool.place / "work" / os.listdir(pool.place / "work")[0], pool.place / "work" / hand.work_names()[0])
+    line = claim_line(hand.waiting, hand.expiry, hand.lasts_s)
+    os.pwrite(other.queue._hand, line, 0)
+    theirs.expiry = hand.expiry
+    pool.system.before = None
+    assert pool.keeping.release_owner(owner, "died") == []
+    assert messages(pool) == {"claimed": 1}
+    settle(other.queue, "done", theirs)
+    assert (messages(pool), counts_of(pool, name)) == ({}, (0, 0))
+
+
+def before_call(system: FakeSystem, nth: int, act: Callable[[], object]) -> list[str]:
+    """Have *act* happen before the *nth* call of *system*; the calls, as they are made."""
+    made: list[str] = []
+
+    def before(call: str, _: object) -> None:
+        made.append(call)
+        if len(made) == nth:
+            system.before = None
+            act()
+
+    system.before = before
+    return made
+
+
+class Killed(BaseException):
+    """The process is no more."""
+
+
+def kill_each(
+    fresh: Make, act: Callable[[DdmqPool], object], prepare: Callable[[DdmqPool], object], of=lambda pool: pool.system
+) -> Iterator[tuple[DdmqPool, str]]:
+    """Kill the process of *act* before each of its calls, and before the first one that it does not make."""
+    nth = 0
+    while True:
+        nth += 1
+        pool = fresh()
+        prepare(pool)
+        system, made = of(pool), []
+
+        def count(call, arguments, made=made, nth=nth):
+            made.append(call)
+            if len(made) >= nth:
+                raise Killed  # and so does everything that it would tidy up with
+
+        system.before = count
+        with suppress(Killed):
+            act(pool)
+        is_killed = len(made) >= nth
+        system.before = None
+        yield pool, f"killed before {made[-1] if is_killed else 'nothing'} (call {nth})"
+        if not is_killed:
+            return
+
+
+def test_a_worker_killed_at_any_call_of_a_claim_loses_nothing(fresh):
+    for pool, what in kill_each(fresh, lambda pool: pool.queue.claim(), prepare=put):
+        owner = pool.bury()
+        pool.keeping.release_owner(owner, "died")
+        assert messages(pool) == {"waiting": 1}, what  # at once: its record says what it had
+        assert finish_all(pool) == [b"content"], what
+
+
+@pytest.mark.parametrize("verb", SETTLES)
+def test_a_worker_killed_at_any_call_of_a_settle_loses_nothing_and_settles_once(fresh, verb):
+    def settle_once(pool: DdmqPool) -> None:
+        getattr(pool.queue, verb)(CLAIMS[id(pool)], *(("no",) if verb == "reject" else ()))
+
+    for pool, what in kill_each(fresh, settle_once, claim_for_later):
+        pool.keeping.release_owner(pool.bury(), "died")
+        found = messages(pool)
+        assert found == STATE_AFTER[verb] or found == {"waiting": 1}, what
+        if "errors" in found:
+            pool.queue.requeue(CLAIMS[id(pool)].name)
+        assert finish_all(pool) == ([b"content"] if found else []), what
+        assert messages(pool) == {}, what
+
+
+def test_a_keeper_killed_at_any_call_of_a_round_loses_nothing(fresh):
+    for pool, what in kill_each(fresh, lambda pool: pool.keeper.keep(), all_there_is_to_keep, keeper_of):
+        assert sorted(finish_all(pool)) == [b"expired", b"retry", b"touched", b"waiting"], what
+        assert messages(pool) == {}, what
+
+
+def test_a_put_killed_at_any_call_leaves_nothing_or_a_whole_message(fresh):
+    for pool, what in kill_each(fresh, put, lambda _: None):
+        assert finish_all(pool) in ([], [b"content"]), what
+        assert counted(pool) == {}, what  # what was half written is swept
+
+
+def test_a_keeper_killed_at_any_call_of_a_release_loses_nothing(fresh):
+    for pool, what in kill_each(fresh, release_the_dead, hold_for_later, keeper_of):
+        assert messages(pool) in ({"claimed": 1}, {"waiting": 1}), what
+        assert finish_all(pool) == [b"content"], what
+        assert messages(pool) == {}, what
+
+
+CLAIMS: dict[int, Claim] = {}
+
+
+def claim_for_later(pool: DdmqPool) -> None:
+    put(pool)
+    CLAIMS[id(pool)] = pool.claim()
+
+
+def all_there_is_to_keep(pool: DdmqPool) -> None:
+    """One message due, one of a peer that has expired, one to be touched, one that waits."""
+    lay(pool, message("expired"))
+    pool.queue.files.take("999.17000000001.ddmqa", int(now(pool)) + 1)
+    put(pool, b"retry")
+    settle(pool.queue, "retry", pool.claim())
+    put(pool, b"touched")
+    CLAIMS[id(pool)] = pool.claim()
+    put(pool, b"waiting")
+    pool.world.advance(TIMEOUT_S / 2 + 1)
+
+
+def keeper_of(pool: DdmqPool) -> FakeSystem:
+    return pool.keeper_system
+
+
+def fail_each(
+    fresh: Make,
+    act: Callable[[DdmqPool], object],
+    prepare: Callable[[DdmqPool], object] = lambda _: None,
+    of: Callable[[DdmqPool], FakeSystem] = lambda pool: pool.system,
+    codes: tuple[int, ...] = (errno.EIO, errno.EACCES, errno.ENOSPC),
+    **options,
+) -> Iterator[tuple[DdmqPool, str, BaseException | None]]:
+    """As rig.fail_each; on a network filesystem once more with each reply lost."""
+    for code in codes:
+        for is_reply_lost in (False, True) if code == errno.EIO else (False,):
+            nth = 0
+            while True:
+                nth += 1
+                pool = fresh(**options)
+                if is_reply_lost and pool.network is None:
+                    break
+                prepare(pool)
+                system = of(pool)
+                if is_reply_lost:
+                    del system.scandir, system.memory_file  # nobody would close what they opened
+                system.fail(nth, code, is_reply_lost=is_reply_lost)
+                raised: BaseException | None = None
+                try:
+                    act(pool)
+                except Exception as error:  # noqa: BLE001 - the test says which may leave
+                    raised = error
+                if system.failed is None:
+                    assert raised is None, raised
+                    break
+                lost = ", its reply lost" if is_reply_lost else ""
+                yield pool, f"{system.failed} (call {nth}): {errno.errorcode[code]}{lost}", raised
+                system.fail(0, 0)
+
+
+def descriptors() -> list[str]:
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return found
+
+
+def test_a_claim_that_failed_anywhere_is_made_by_the_next_try(fresh):
+    for pool, what, raised in fail_each(fresh, lambda pool: pool.queue.claim(), prepare=put):
+        assert raised is None or isinstance(raised, QueueUnavailable), what
+        if raised is None:
+            continue
+        is_lost = what.endswith("lost")
+        before = len([path for path in descriptors() if "memfd" in path])
+        claim = pool.queue.claim()
+        assert claim is not None or is_lost, what
+        assert len([path for path in descriptors() if "memfd" in path]) == before + (claim is not None), what
+        if claim is not None:
+            settle(pool.queue, "done", claim)
+        assert finish_all(pool) == [b"content"] * (claim is None), what
+
+
+@pytest.mark.parametrize("verb", SETTLES)
+def test_a_settle_tried_again_after_any_failure_settles_once(fresh, verb):
+    def act(pool: DdmqPool) -> object:
+        return settle(pool.queue, verb, CLAIMS[id(pool)])
+
+    for pool, what, raised in fail_each(fresh, act, claim_for_later):
+        is_lost = what.endswith("lost")
+        assert raised is None or (is_lost and isinstance(raised, ClaimLost | InputGone)), (what, raised)
+        assert not [path for path in descriptors() if f"{pool.place}/" in path], what
+        assert messages(pool) == STATE_AFTER[verb], what
+        if verb == "reject":
+            pool.queue.requeue(CLAIMS[id(pool)].name)
+        assert finish_all(pool) == ([] if verb == "done" else [b"content"]), what
+        assert messages(pool) == {}, what
+
+
+def test_a_settle_that_fails_for_ever_and_a_worker_that_dies_of_it_lose_nothing(fresh):
+    for verb in SETTLES:
+        pool = fresh()
+        put(pool)
+        claim = pool.claim()
+        pool.system.fail_all("rename rename_noreplace unlink", errno.EIO)
+        with pytest.raises(QueueUnavailable):
+            getattr(pool.queue, verb)(claim, *(("no",) if verb == "reject" else ()))
+        pool.system.before = None
+        pool.queue.settled(claim)
+        assert finish_all(pool) == [b"content"]
+
+
+def test_a_round_tried_again_after_any_failure_loses_nothing(fresh):
+    for pool, what, raised in fail_each(
+        fresh, lambda pool: pool.keeper.keep(), all_there_is_to_keep, keeper_of, codes=(errno.EIO, errno.ENOSPC)
+    ):
+        assert raised is None or isinstance(raised, QueueUnavailable), (what, raised)
+        assert sorted(finish_all(pool)) == [b"expired", b"retry", b"touched", b"waiting"], what
+        assert messages(pool) == {}, what
+
+
+OWNERS: dict[int, str] = {}
+
+
+def hold_for_later(pool: DdmqPool) -> None:
+    OWNERS[id(pool)] = hold(pool)[1]
+
+
+def release_the_dead(pool: DdmqPool) -> object:
+    return pool.keeping.release_owner(OWNERS[id(pool)], "died")
+
+
+def test_a_release_that_is_tried_again_after_any_error_counts_one_crash(fresh):
+    for pool, what, raised in fail_each(fresh, release_the_dead, prepare=hold_for_later, of=keeper_of):
+        assert raised is None or isinstance(raised, QueueUnavailable), what
+        release_the_dead(pool)
+        assert os.listdir(beside(pool, "held")) == [], what
+        if messages(pool) == {"claimed": 1} and pool.network:
+            continue  # a record whose rename got no answer is taken for gone: by its time then
+        claim = pool.claim()
+        assert (claim.attempt, claim.crashes) == (1, 1), what
+
+
+# ---- settle
+
+
+def test_who_let_his_claim_expire_is_told_so_and_settles_nothing(apart):
+    for verb in SETTLES:
+        pool = apart()
+        other = apart(pool, host="two")
+        put(pool)
+        claim = pool.claim()
+        pool.world.advance(TIMEOUT_S + 2)
+        assert other.keeper.keep().too_old == 1
+        again = other.claim()
+        with pytest.raises(ClaimLost, match="had expired"):
+            settle(pool.queue, verb, claim)
+        assert messages(pool) == {"claimed": 1}
+        settle(other.queue, "done", again)
+
+
+def test_an_input_that_was_removed_before_its_time_was_not_given_to_another(pool):
+    for verb in SETTLES:
+        put(pool)
+        claim = pool.claim()
+        for file in (pool.place / "work").iterdir():
+            file.unlink()
+        with pytest.raises(InputGone):
+            settle(pool.queue, verb, claim)
+        assert messages(pool) == {}
+
+
+def test_a_retry_comes_back_with_its_priority_and_its_counts(pool):
+    name = put(pool, priority=3)
+    before = (pool.place / f"3.{name}").read_bytes()
+    settle(pool.queue, "retry", pool.claim())
+    assert messages(pool) == {"deferred": 1}
+    pool.rounds(3)
+    assert (pool.place / f"3.{name}").read_bytes() == before
+    assert pool.claim().attempt == 2
+
+
+@pytest.mark.parametrize(("limit", "counter", "attempts"), [(1, 0, 2), (3, 2, 2), (100, 0, 5), (0, 0, 5), (None, 0, 5),
+                                                            ("two", 0, 5), (1, 9, 1)])  # fmt: skip
+def test_a_messages_own_limit_makes_the_attempts_fewer(pool, limit, counter, attempts):
+    lay(pool, message(requeue_limit=limit, requeue_counter=counter))
+    for attempt in range(1, attempts + 1):
+        claim = pool.claim()
+        assert claim.attempt == attempt
+        assert settle(pool.queue, "retry", claim) == (attempt < attempts)
+        pool.rounds(2)
+    assert messages(pool) == {"errors": 1}
+
+
+def test_a_time_limit_counts_to_a_messages_own_limit_too(pool):
+    lay(pool, message(requeue_limit=1))
+    for state in ("deferred", "errors"):
+        owner = die(pool)
+        pool.keeping.release_owner(owner, "timeout")
+        assert messages(pool) == {state: 1}
+        pool.rounds(2)
+
+
+@pytest.mark.parametrize("requeue", [False, True, 0, 5])
+def test_what_asks_not_to_be_requeued_is_lost_by_no_pool(make, requeue):
+    pool = make(settings=replace(DDMQ_SETTINGS, max_attempts=2))
+    name = lay(pool, message(requeue=requeue))
+    settle(pool.queue, "retry", pool.claim())
+    pool.rounds(2)
+    assert (pool.place / f"999.{name}").exists()
+    settle(pool.queue, "retry", pool.claim())
+    assert messages(pool) == {"errors": 1}
+
+
+def test_a_name_that_is_taken_when_a_message_comes_back_is_never_replaced(pool):
+    name = put(pool)
+    settle(pool.queue, "retry", pool.claim())
+    lay(pool, message("another"), f"999.{name}")
+    pool.rounds(2)
+    bodies = []
+    while (claim := pool.queue.claim()) is not None:
+        bodies.append(body(claim))
+        settle(pool.queue, "done", claim)
+    assert sorted(bodies) == [b"another", b"content"]
+
+
+def test_who_leaves_with_a_message_that_it_could_not_settle_gives_it_back(pool):
+    put(pool)
+    pool.queue.settled(pool.claim())
+    pool.queue.detach()
+    pool.queue.detach()
+    assert messages(pool) == {"waiting": 1}
+    assert os.listdir(beside(pool, "held")) == []
+    assert pool.claim().crashes == 0
+
+
+# ---- touch
+
+
+def test_a_claim_is_touched_when_half_of_its_time_has_passed_and_never_expires(make):
+    pool, other = make(), make(host="two")
+    put(pool)
+    claim = pool.claim()
+    first = expiry(pool)
+    pool.rounds(1, every_s=TIMEOUT_S / 2 - 5)
+    assert expiry(pool) == first
+    for _ in range(20):
+        pool.rounds(1, every_s=TIMEOUT_S / 5)
+        assert other.keeper.keep().too_old == 0
+        assert expiry(pool) - now(pool) > TIMEOUT_S / 4
+    settle(pool.queue, "done", claim)
+    assert messages(pool) == {}
+
+
+@pytest.mark.parametrize("verb", SETTLES)
+def test_a_settle_finds_its_claim_at_every_moment_of_a_touch(pool, verb):
+    """Every order of the calls of the two on the record and on what is in work/; it was touched once before."""
+
+    def setup() -> list[Callable[[Callable[[], None]], None]]:
+        put(pool, durable=False)
+        claim = pool.claim()
+        pool.system.sleep(TIMEOUT_S / 2 + 1)
+        pool.keeper.touch()
+        assert expiry(pool) > claim.expiry
+        pool.system.sleep(TIMEOUT_S / 2 + 1)
+        settling = functools.partial(settle, pool.queue, verb, claim)
+        return [stepping(pool.keeper_system, pool.keeper.touch), stepping(pool.system, settling)]
+
+    orders = 0
+    for run in schedules(setup):
+        orders += 1
+        assert messages(pool) == STATE_AFTER[verb], run.trail
+        for file in (
+            *pool.place.glob("*.ddmq?*"),
+            *beside(pool, "deferred").iterdir(),
+            *beside(pool, "errors").iterdir(),
+        ):
+            file.unlink()
+        pool.keeper.keep()
+    assert orders > 20
+
+
+MOVES = ("rename", "rename_noreplace", "unlink")
+
+
+def stepping(system: FakeSystem, act: Callable[[], object]) -> Callable[[Callable[[], None]], None]:
+    """An actor that does *act*, whose calls on records and on what is in work/ are its steps."""
+
+    def actor(step: Callable[[], None]) -> None:
+        def before(call: str, arguments: tuple[object, ...]) -> None:
+            path = str(arguments[0])
+            if call == "pwrite" or (call == "open" and "/held/" in path) or (call in MOVES and "queue/work" in path):
+                step()
+
+        system.before = before
+        act()
+        system.before = None
+
+    return actor
+
+
+def test_a_touch_that_fails_anywhere_is_made_by_a_later_round(fresh):
+    def prepare(pool: DdmqPool) -> None:
+        claim_for_later(pool)
+        pool.world.advance(TIMEOUT_S / 2 + 1)
+
+    for pool, what, raised in fail_each(fresh, lambda pool: pool.keeper.touch(), prepare, keeper_of):
+        assert raised is None or isinstance(raised, QueueUnavailable), what
+        pool.rounds(2)
+        assert expiry(pool) - now(pool) > TIMEOUT_S / 2, what
+        settle(pool.queue, "done", CLAIMS[id(pool)])
+        assert messages(pool) == {}, what
+
+
+def test_a_touch_that_was_cut_short_is_ended_by_the_next_keeper(apart):
+    for pool, what in kill_each(apart, lambda pool: pool.keeper.touch(), touch_is_due, keeper_of):
+        pool.keeper = pool.keeping.keeper(pool._consumer(0))  # the one that follows knows nothing
+        pool.rounds(2)
+        assert expiry(pool) - now(pool) > TIMEOUT_S / 2, what
+        settle(pool.queue, "done", CLAIMS[id(pool)])
+        assert messages(pool) == {}, what
+
+
+def touch_is_due(pool: DdmqPool) -> None:
+    claim_for_later(pool)
+    pool.world.advance(TIMEOUT_S / 2 + 1)
+
+
+def test_one_claim_that_cannot_be_touched_keeps_no_other_from_it(pool):
+    workers = [pool.queue, pool.another_worker(1)]
+    put(pool)
+    put(pool)
+    claims = [worker.claim() for worker in workers]
+    stuck = claims[0].waiting
+    pool.world.advance(TIMEOUT_S / 2 + 1)
+
+    def fail(call, arguments):
+        if call == "rename" and stuck in str(arguments[0]):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), arguments[0])
+
+    pool.keeper_system.before = fail
+    with pytest.raises(QueueUnavailable):
+        pool.keeper.keep()
+    (late,) = (name for name in os.listdir(pool.place / "work") if claims[1].waiting in name)
+    assert int(late.partition(".")[0]) - now(pool) > TIMEOUT_S / 2
+
+
+# ---- the keeper
+
+
+@pytest.mark.parametrize(
+    ("cause", "state", "attempts", "crashes"),
+    [("died", "waiting", 0, 1), ("unknown", "waiting", 0, 1), ("timeout", "deferred", 1, 0),
+     ("stopped", "waiting", 0, 0)],
+)  # fmt: skip
+def test_the_cause_says_what_is_counted(pool, cause, state, attempts, crashes):
+    name, owner = hold(pool)
+    assert pool.keeping.release_owner(owner, cause) == [name]
+    assert messages(pool) == {state: 1}
+    assert pool.words[Q.REAPED_OWNER_DEAD] == (cause != "stopped")
+    assert pool.keeping.release_owner(owner, cause) == []
+    pool.rounds(3)
+    claim = pool.claim()
+    assert (claim.name, claim.attempt, claim.crashes) == (name, attempts + 1, crashes)
+
+
+def test_the_crash_limit_ends_in_errors_with_what_is_known(pool):
+    name = put(pool)
+    for crashes in (1, 2, 3):
+        claim = pool.claim()
+        assert claim.crashes == crashes - 1
+        pool.queue.settled(claim)
+        pool.keeping.release_owner(fall(pool), "died", "signal 9")
+    assert messages(pool) == {"errors": 1}
+    assert counts_of(pool, name) == (0, 0)
+    (meta,) = metas(pool)
+    assert (meta["name"], meta["crashes"], meta["cause"], meta["note"]) == (name, 3, "died", "signal 9")
+    assert meta["reason"] == "its worker died 3 times with it in hand"
+
+
+def test_of_two_keepers_that_release_one_owner_one_does(make):
+    pool, neighbour = make(), make()
+    name, owner = hold(pool)
+    third = make(host="two")
+
+    def first(call, arguments):
+        if call == "rename" and owner in str(arguments[0]):
+            neighbour.keeper_system.before = None
+            assert pool.keeping.release_owner(owner, "died") == [name]
+            assert third.claim().name == name
+
+    neighbour.keeper_system.before = first
+    assert neighbour.keeping.release_owner(owner, "died") == []
+    assert messages(pool) == {"claimed": 1}
+
+
+def test_a_dead_neighbour_is_released_at_once(make):
+    dead, living = make(pid=4001), make(pid=4002)
+    hold(dead)
+    living.world.dead.add(4001)
+    assert living.rounds().owner_dead == 1
+    assert living.claim().crashes == 1
+
+
+def test_a_claim_of_a_program_that_is_gone_waits_again_when_it_has_expired(pool):
+    name = lay(pool, message(), "5.17000000001.ddmqa")
+    pool.queue.files.take("5.17000000001.ddmqa", int(now(pool)) + 20)
+    assert pool.rounds(1, every_s=15).too_old == 0
+    assert pool.rounds(1, every_s=10).too_old == 1
+    claim = pool.claim()
+    assert (claim.name, claim.waiting, claim.crashes) == (name, "5.17000000001.ddmqa", 1)
+
+
+def test_of_two_keepers_that_find_a_claim_expired_one_gives_it_back(apart):
+    """The second one comes at each call of the first; one crash is counted, and there is one message."""
+    nth = 0
+    while True:
+        nth += 1
+        pool = apart()
+        other = apart(pool, host="two")
+        name = lay(pool, message(), f"5.1700000000{nth}.ddmqa")
+        pool.queue.files.take(f"5.{name}", int(now(pool)) + 1)
+        pool.world.advance(5)
+        reaped = []
+        made = before_call(pool.keeper_system, nth, lambda other=other, reaped=reaped: reaped.append(kept_of(other)))
+        reaped.append(pool.keeper.keep().too_old)
+        pool.keeper_system.before = None
+        if len(made) < nth:
+            break
+        assert sum(reaped) == 1, (nth, made)
+        assert messages(pool) == {"waiting": 1}
+        claim = pool.claim()
+        assert claim.crashes == 1, (nth, made)
+        settle(pool.queue, "done", claim)
+    assert nth > 10
+
+
+def test_a_keeper_killed_while_it_gives_back_counts_one_crash(apart):
+    for pool, what in kill_each(apart, lambda pool: pool.keeper.keep(), expired_for_later, keeper_of):
+        pool.rounds(3, every_s=70)
+        claim = pool.claim()
+        assert claim.crashes <= 1 + ("unlink" in what), what
+        settle(pool.queue, "done", claim)
+        assert messages(pool) == {}, what
+
+
+def kept_of(pool: DdmqPool) -> int:
+    return pool.keeper.keep().too_old
+
+
+def expired_for_later(pool: DdmqPool) -> None:
+    lay(pool, message())
+    pool.queue.files.take("999.17000000001.ddmqa", int(now(pool)) + 1)
+    pool.world.advance(5)
+
+
+def test_what_expires_as_often_as_the_crash_limit_ends_in_errors(make):
+    pool = make(settings=replace(DDMQ_SETTINGS, crash_limit=2))
+    name = lay(pool, message(timeout=20))
+    for state in ("waiting", "errors"):
+        pool.queue.files.take(f"999.{name}", int(now(pool)) + 20)
+        assert pool.rounds(1, every_s=30).too_old == 1
+        assert messages(pool) == {state: 1}
+    (meta,) = metas(pool)
+    assert (meta["reason"], meta["crashes"]) == ("its holder was gone 2 times", 2)
+
+
+def test_the_expired_claim_of_a_living_worker_of_this_machine_is_left_to_its_keeper(make):
+    hangs, pool = make(pid=4001), make(pid=4002)
+    put(hangs)
+    claim = hangs.claim()
+    assert pool.rounds(2, every_s=TIMEOUT_S).too_old == 0
+    hangs.keeper.keep()
+    settle(hangs.queue, "done", claim)
+    assert messages(pool) == {}
+
+
+def test_the_claims_of_a_pool_whose_machine_is_gone_come_back_when_they_have_expired(make):
+    far, near = make(host="far", pid=4001), make(host="near", pid=4002)
+    name, owner = hold(far)
+    assert near.rounds(1, every_s=TIMEOUT_S - 5).too_old == 0
+    assert near.rounds(1, every_s=10).too_old == 1
+    assert counts_of(near, name) == (0, 1)
+    near.rounds(3, every_s=100)
+    assert owner not in os.listdir(beside(near, "held"))
+
+
+def test_the_record_of_another_hosts_idle_worker_stays_as_long_as_its_keeper_does_its_rounds(make):
+    far, near = make(host="far"), make(host="near")
+    put(far)
+    settle(far.queue, "done", far.claim())
+    for _ in range(25):
+        far.rounds(every_s=10)
+        near.keeper.keep()
+    name, owner = hold(far)
+    assert owner in os.listdir(beside(far, "held"))
+    assert far.keeping.release_owner(owner, "died") == [name]
+
+
+def test_abandoned_temporary_files_are_swept_and_young_ones_are_left(pool):
+    abandoned = pool.place.parent / f".{'a' * 32}.tmp"
+    abandoned.touch()
+    pool.rounds(1)
+    assert abandoned.exists()
+    pool.rounds(3, every_s=60)
+    assert not abandoned.exists()
+
+
+def test_counts_of_a_message_that_has_ended_are_swept_and_of_others_kept(pool):
+    name = put(pool)
+    pool.keeping.release_owner(die(pool), "died")
+    pool.queue.beside.write_count("17.ddmqgone", pool.queue.beside.count_of(name))
+    pool.rounds(4, every_s=60)
+    assert os.listdir(beside(pool, "counts")) == [name]
+
+
+def test_errors_are_pruned_when_they_are_old_enough(make):
+    pool = make(settings=replace(DDMQ_SETTINGS, keep_errors_s=100.0))
+    put(pool)
+    settle(pool.queue, "reject", pool.claim())
+    pool.rounds(1, every_s=50)
+    assert messages(pool) == {"errors": 1}
+    assert pool.rounds(2, every_s=60).pruned == 1
+    assert os.listdir(beside(pool, "errors")) == []
+
+
+def test_on_a_full_disk_what_is_due_or_expired_comes_back_though_its_counts_cannot_be_written(pool, caplog):
+    put(pool)
+    settle(pool.queue, "retry", pool.claim())
+    expired_for_later(pool)
+
+    def full(call, arguments):
+        if call == "write":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    pool.keeper_system.before = full
+    pool.rounds(3)
+    assert messages(pool) == {"waiting": 2}
+    assert "counts of" in caplog.text
+
+
+HOSTILE: dict[str, Callable[[Path], object]] = {
+    "binary": lambda path: path.write_bytes(os.urandom(HAND_SIZE)),
+    "huge": lambda path: path.write_bytes(b"9" * 1_000_000),
+    "a name that leads out": lambda path: path.write_bytes(b"../../../../etc/passwd 1 1"),
+    "a huge number": lambda path: path.write_bytes(b"1.1.ddmqa 1 " + b"9" * 100),
+    "no number": lambda path: path.write_bytes("1.1.ddmqa 1 \N{SUPERSCRIPT TWO}".encode()),
+    "a touch without its claim": lambda path: path.write_bytes(b" " * HALF + b"1.1.ddmqa 1 1 2"),
+    "a symlink": lambda path: path.symlink_to("/etc/passwd"),
+    "a fifo": os.mkfifo,
+    "a directory": Path.mkdir,
+    "empty": Path.touch,
+}
+
+
+@pytest.mark.parametrize("how", sorted(HOSTILE))
+def test_a_record_that_is_none_stops_no_round_no_release_and_no_listing(make, how):
+    dead, pool = make(pid=4001), make(pid=4002)
+    name, owner = hold(dead)
+    path = beside(pool, "held", owner)
+    path.unlink()
+    HOSTILE[how](path)
+    pool.world.dead.add(4001)
+    pool.rounds(2)
+    dead.rounds(2)
+    dead.keeping.release_owner(owner, "died")
+    assert [line.owner for line in pool.queue.list("claimed")] == [None]
+    pool.rounds(2, every_s=TIMEOUT_S)
+    assert pool.claim().name == name  # by its time
+
+
+# ---- the board, the operator
+
+
+def test_no_claim_without_a_young_round(pool):
+    put(pool)
+    pool.world.advance(TIMEOUT_S / 2)
+    assert pool.queue.claim() is None
+    pool.rounds()
+    assert pool.claim() is not None
+
+
+def test_a_paused_queue_is_paused_for_every_host_and_what_is_in_hand_is_finished(make):
+    pool, other = make(host="one"), make(host="two")
+    put(pool)
+    put(pool)
+    claim = pool.claim()
+    beside(pool, "PAUSED").touch()
+    for one in (pool, other):
+        one.rounds()
+        assert one.queue.claim() is None
+    settle(pool.queue, "done", claim)
+    other.queue.resume()
+    pool.rounds()
+    assert pool.claim() is not None
+
+
+def test_every_state_is_counted_listed_and_shown(pool):
+    bodies = {"waiting": b"1", "claimed": b"22", "deferred": b"333", "errors": b"4444"}
+    found = {}
+    for state, verb in (("errors", "reject"), ("deferred", "retry"), ("claimed", None), ("waiting", None)):
+        found[state] = put(pool, bodies[state])
+        if state != "waiting":
+            claim = pool.claim()
+            if verb:
+                settle(pool.queue, verb, claim)
+    pool.world.advance(7)
+    depth = pool.queue.depth()
+    assert (depth.waiting, depth.claimed, depth.deferred, depth.errors, depth.ignored) == (1, 1, 1, 1, 0)
+    assert all(6.9 < depth.oldest_s[state] < 9 for state in bodies)
+    assert {line.state: line.name for line in pool.queue.list()} == found
+    for state, name in found.items():
+        (shown,) = pool.queue.show(name)
+        assert (shown.listed.state, shown.size) == (state, len(bodies[state]))
+        assert shown.listed.owner == (pool.queue._owner if state == "claimed" else None)
+        assert abs(shown.enqueued_at - now(pool) + 7) < 2
+        assert (shown.meta is not None) == (state == "errors")
+        assert os.path.exists(shown.listed.path)
+    assert replace(pool.keeper.depth(is_exact=False), oldest_s={}) == replace(depth, oldest_s={})
+
+
+def test_what_the_library_set_aside_is_listed_and_comes_back(pool):
+    name = lay(pool, b"no json")
+    set_aside(pool.queue.files, str(pool.place / f"999.{name}"), "is no JSON object")
+    (shown,) = pool.queue.show(name)
+    assert (shown.listed.state, shown.meta is not None) == ("errors", True)
+    assert pool.queue.requeue(name) == 1
+    assert messages(pool) == {"waiting": 1}
+
+
+def test_a_queue_without_a_pool_yet_can_be_looked_at_and_paused(tmp_path):
+    queue = open_ddmq(f"{tmp_path}/root/q", DDMQ_SETTINGS, system=FakeSystem(World(tmp_path)), host="one")
+    queue.put(b"x")
+    assert not queue.is_paused()
+    assert (queue.depth().waiting, len(list(queue.list())), len(queue.show("x")), queue.requeue("x")) == (1, 1, 0, 0)
+    assert not Path(f"{queue.place}.pool").exists()
+    queue.pause()
+    assert queue.is_paused()
+    assert names.parse_owner("q") is None

@@ -1,0 +1,294 @@
+"""
+foreign - one queue of another project's format, as a pool has it: what the format has no place for is beside it
+
+The format says how a message is taken, moved and removed; everything else about a claim is
+the same in all of them and stands here: the record of what is in hand, counts of attempts
+and crashes, deferring, errors/ with .meta, and the operator's verbs.
+
+Raises: QueueUnavailable for disk and permission errors, ClaimLost, InputGone, NotSupported.
+See also: dirq, ddmq (the formats), beside (the places), foreign_keep (the keeper's side).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from workers.errors import NotSupported, QueueRefused, QueueUnavailable
+from workers.message import Body, Claim
+from workers.queues import names
+from workers.queues.base import Capability, Queue, Settings
+from workers.queues.beside import Beside, Counts
+from workers.queues.directory import Worded, is_regular
+from workers.queues.locking import HeldClaim, Locking
+from workers.queues.meta import Facts, facts_of_claim, write_meta
+from workers.system import System
+
+log = logging.getLogger(__name__)
+
+
+class ForeignQueue(Locking):
+    """
+    One queue at *place*. See Queue for the verbs.
+
+    Attributes:
+        ages_by: the option by which claims age that nobody keeps.
+        network: as asked of *place* by open_place().
+    """
+
+    ages_by: ClassVar[str]
+    _owner = ""
+    _hand = -1  # held/OWNER, open for writing
+
+    def __init__(
+        self, url: str, place: str, settings: Settings | None, hand_size: int, *, system: System, host: str
+    ) -> None:
+        self.url = url
+        self.protocol = url.partition(":")[0]
+        self.settings = settings or Settings()
+        if self.settings.keep_done_s is not None:
+            self.needs(Capability.KEEP_DONE, "keep_done")
+        for option in ("lease_interval", "lease_timeout"):
+            if getattr(self.settings, f"{option}_s") is not None:
+                raise NotSupported(
+                    f"{option} is not possible: a {self.protocol} queue has no leases; see {self.ages_by}"
+                )
+        self.system = system
+        self.host = names.check_host(host)
+        self.place = self.identity = place
+        self.beside = Beside(place, self.settings.state_dir, system, hand_size)
+        if f"{self.beside.path}/".startswith(f"{place}/"):
+            raise QueueRefused(f"state_dir = {self.settings.state_dir} is inside the queue, where others count what is")
+        self.tokens = names.Tokens(system)
+
+    def open_place(self) -> None:
+        """Remember which directory is the queue. Raises OSError."""
+        self._inode = self.system.stat(self.place).st_ino
+        self.network = self.beside.network = self.system.network_filesystem(self.place)
+
+    def check_same(self) -> None:
+        """Raises OSError unless the queue is the one that was opened: of a lost mount nothing is to be believed."""
+        if self.system.stat(self.place).st_ino != self._inode:
+            raise OSError(errno.ESTALE, "another directory is there now: was the mount lost?", self.place)
+
+    # ---- put
+
+    def put_many(self, bodies: Sequence[Body], *, durable: bool | None = None) -> list[str]:
+        """See Queue.put_many: one after the other."""
+        entered: list[str] = []
+        try:
+            for body in bodies:
+                name = self.put(body, durable=durable)
+                assert name is not None  # noqa: S101 - every such format gives one
+                entered.append(name)
+        except QueueUnavailable as error:
+            error.names = tuple(entered)
+            raise
+        return entered
+
+    def read_body(self, body: Body) -> bytes:
+        """What *body* is, see Queue.put. Raises OSError."""
+        if not isinstance(body, Path):
+            return body.encode("utf-8") if isinstance(body, str) else bytes(body)
+        fd = self.system.open(str(body), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if not is_regular(self.system.fstat(fd)):
+                raise OSError(errno.EINVAL, "is no regular file", str(body))
+            return self._read(fd)
+        finally:
+            self.system.close(fd)
+
+    def _read(self, fd: int) -> bytes:
+        parts, offset = [], 0
+        while part := self.system.pread(fd, 1 << 20, offset):
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts)
+
+    # ---- settle
+
+    @abstractmethod
+    def kept_as(self, claim: HeldClaim) -> str:
+        """What the message is called beside the queue, behind its mark: enough to bring it back as what it was."""
+
+    @abstractmethod
+    def name_of(self, file: str) -> str | None:
+        """The name of the message that kept_as() called *file*; None for what is none."""
+
+    @abstractmethod
+    def take_out(self, claim: HeldClaim, target: str) -> None:
+        """
+        Move the claimed message to the path *target*, that nobody else can make.
+
+        Raises ClaimLost, InputGone, OSError.
+        """
+
+    @abstractmethod
+    def put_in(self, source: str, file: str) -> str | None:
+        """
+        Let the message at the path *source* wait again; *file* is what kept_as() called it. Its name then.
+
+        None when *source* is gone. Raises OSError, the message being where it was.
+        """
+
+    def attempts_max(self, claim: HeldClaim) -> int:  # noqa: ARG002 - in some formats the message has its own
+        """At how many failures the message goes to errors/."""
+        return self.settings.max_attempts
+
+    def retry(self, claim: Claim, after_s: float | None = None, meta: dict[str, object] | None = None) -> bool:
+        """See Queue.retry: the message waits beside the queue until it is due."""
+        held = held_by(claim)
+        with self._settling("defer", claim):
+            counts = self._counts(claim)
+            if counts.attempts >= self.attempts_max(held):
+                self._to_errors(held, counts, f"failed {counts.attempts} times", meta or {})
+                return False
+            delay = self.backoff_s(counts.attempts) if after_s is None else max(after_s, 0.0)
+            passed_s = (self.system.boottime_ns() - claim.claimed_ns) / 1e9
+            due = -int(-(claim.claimed_at + passed_s + min(delay, self.settings.retry_backoff_s_max)) // 1)
+            self._keep_out(held, self.beside.deferred, f"{due}.{self.marked(self.kept_as(held), counts)}")
+        return True
+
+    def reject(self, claim: Claim, reason: str, meta: dict[str, object] | None = None) -> None:
+        """See Queue.reject: the message itself goes to errors/ beside the queue, then .meta says why."""
+        held = held_by(claim)
+        with self._settling("reject", claim):
+            self._to_errors(held, self._counts(claim), reason, meta or {})
+
+    def _counts(self, claim: Claim) -> Counts:
+        """This attempt included. Read now: at the claim another host's keeper may have been about to write them."""
+        counts = self.beside.count_of(claim.name)
+        return Counts(max(counts.attempts + 1, claim.attempt), max(counts.crashes, claim.crashes))
+
+    def _to_errors(self, claim: HeldClaim, counts: Counts, reason: str, meta: dict[str, object]) -> None:
+        # Before anything that may fail and be tried again, for there the counts are forgotten.
+        claim.attempt, claim.crashes = counts.attempts, counts.crashes
+        file = self._keep_out(claim, self.beside.errors, self.marked(self.kept_as(claim), counts))
+        self.system.fsync_directory(self.beside.errors)
+        facts: Facts = {
+            "queue": self.url,
+            "host": self.host,
+            "owner": self._owner,
+            "worker": self._consumer.index if self._consumer else None,
+        }
+        self.write_meta(file, {**meta, **facts, **facts_of_claim(claim, reason, self.system.wall_ns() / 1e9)})
+
+    def marked(self, file: str, counts: Counts) -> str:
+        """What kept_as() called a message as a file beside the queue, which nobody else can make."""
+        return names.marked(counts.attempts, counts.crashes, self.tokens.token(file), file)
+
+    def write_meta(self, file: str, facts: Facts) -> None:
+        """See meta.write_meta."""
+        write_meta(self.beside, file, facts, names.unpublished(self.tokens.name(self.host)))
+
+    def _keep_out(self, claim: HeldClaim, directory: str, file: str) -> str:
+        """Move the message to *file* in *directory*; what it is called there. Again, it is where it was moved to."""
+        if not claim.taken_out:
+            self.take_out(claim, os.path.join(directory, file))
+            claim.taken_out = file
+            self.beside.forget_count(claim.name)  # they are in the mark now
+            self._clear_hand()  # it may come back, and be another's
+        return claim.taken_out
+
+    def forward(self, claim: Claim, queue: Queue, bodies: Sequence[Body] | None = None) -> None:
+        """See Queue.forward: put there, then done here."""
+        queue.put_many([self._body_of(claim)] if bodies is None else bodies)
+        self.done(claim)
+
+    def _body_of(self, claim: Claim) -> Body:
+        """What was claimed, by its descriptor: another file may be called so by now. Raises QueueUnavailable."""
+        if claim.fd < 0:
+            return Path(claim.path)
+        with self._unavailable("read", claim.path):
+            return self._read(claim.fd)
+
+    # ---- our own record
+
+    def take_record(self, owner: str) -> None:
+        """See Locking.take_record."""
+        self.check_same()
+        self.leave_record()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._hand = self.system.open(os.path.join(self.beside.held, owner), flags, 0o666)
+        self._owner = owner
+        self.system.pwrite(self._hand, self.beside.empty_hand + owner.encode() + b"\n", 0)
+
+    def leave_record(self) -> None:
+        """See Locking.leave_record."""
+        if not self._owner:
+            return
+        owner, self._owner = self._owner, ""
+        fd, self._hand = self._hand, -1
+        try:
+            self._give_back(owner, fd)
+            self.system.close(fd)
+            self.beside.remove(os.path.join(self.beside.held, owner))
+        except OSError as error:
+            # A keeper finishes it: the board will not list this owner any more.
+            log.warning("%s: our record %s could not be removed: %s", self.url, owner, error)
+
+    @abstractmethod
+    def _give_back(self, owner: str, fd: int) -> None:
+        """
+        Give back what held/OWNER, open as *fd*, says and could not be settled. Raises OSError.
+
+        The record goes, and nobody else would know whose claim it is.
+        """
+
+    def _clear_hand(self) -> None:
+        self.system.pwrite(self._hand, self.beside.empty_hand, 0)
+
+    # ---- the operator's verbs
+
+    def requeue(self, name: str) -> int:
+        """See Queue.requeue: it comes back under its own name."""
+        count = 0
+        with self._unavailable("requeue from", self.beside.errors):
+            for line in tuple(self.list("errors")):
+                if line.name == name:
+                    self.beside.forget_count(name)  # that could not be removed when it came here
+                    if self.put_in(line.path, names.parse(os.path.basename(line.path)).name) is not None:
+                        self.beside.forget(f"{line.path}.meta")
+                        count += 1
+        return count
+
+    def pause(self) -> None:
+        """See Queue.pause: PAUSED beside the queue, seen by every host; touch(1) does the same."""
+        with self._unavailable("pause", self.beside.path):
+            self.beside.make()
+            self.system.close(
+                self.system.open(self.beside.paused, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            )
+
+    def resume(self) -> None:
+        """See Queue.resume."""
+        with self._unavailable("resume", self.beside.path):
+            self.beside.remove(self.beside.paused)
+
+    def is_paused(self) -> bool:
+        """See Queue.is_paused."""
+        with self._unavailable("look into", self.beside.path):
+            return self.beside.is_listed(self.beside.paused)
+
+    # ---- errors
+
+    def _unavailable(self, doing: str, path: str) -> Worded:
+        return Worded(self.beside, doing, path)
+
+    def _settling(self, doing: str, claim: Claim) -> Worded:
+        return Worded(self.beside, doing, claim.path, at_end=lambda: self.settled(claim))
+
+    def settled(self, claim: Claim) -> None:
+        """See Queue.settled. Again does nothing."""
+        self.close_claim(claim)
+
+
+def held_by(claim: Claim) -> HeldClaim:
+    """*claim* as this queue's claim() made it."""
+    assert isinstance(claim, HeldClaim)  # noqa: S101 - of this queue's claim()
+    return claim

@@ -1,0 +1,387 @@
+"""
+foreign_keep - the keeper's side of a queue of another project's format: releases, what is due, sweeping
+
+One bounded round a call of keep(), on a timer. What our workers have in hand is touched, so
+that nobody takes it for abandoned; what a dead worker had waits again, with its crash
+counted, or goes to errors/; what is due comes back; and what was left over beside the queue
+is swept. How a message is touched, moved and found is the format's.
+
+Raises: QueueUnavailable; the round is tried again. Keeper only.
+Long because: the parts of one round are read together.
+See also: foreign (settle), beside (what is written where), dirq_keep, ddmq_keep.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar
+
+from workers.board import Q
+from workers.errors import QueueRefused, QueueUnavailable
+from workers.queues import names
+from workers.queues.base import Cause, Consumer, Kept
+from workers.queues.beside import Counts
+from workers.queues.foreign import ForeignQueue
+from workers.queues.lease import note_beat
+from workers.queues.meta import Facts, facts_of_death
+from workers.queues.owners import Death, OwnersKeeper
+from workers.queues.spool_look import META
+
+log = logging.getLogger(__name__)
+
+SWEEP_S_MAX = 60.0  # a sweep lists the whole queue
+TICK_S = 1.0
+
+HandT = TypeVar("HandT")
+
+
+class ForeignKeeper(OwnersKeeper, Generic[HandT]):
+    """
+    What one keeper does for one queue and one master. *HandT* is what a record says.
+
+    A claim is spoken of by a text of the format's own, *held*: whatever it needs to find the message.
+    """
+
+    def __init__(self, queue: ForeignQueue, consumer: Consumer, stale_after_s: float, half_s: float) -> None:
+        """*half_s*: for so long workers may rely on a good round."""
+        super().__init__(consumer, queue.beside.held, queue.host, queue.system)
+        self._foreign = queue
+        self._beside = queue.beside
+        self._words = self._slot.words
+        self._stale_ns = int(stale_after_s * 1e9)
+        self.half_ns = int(half_s * 1e9)
+        self.tick_s = min(TICK_S, half_s / 4)
+        self._sweep_at_ns = 0
+        self.is_paused = False
+        self.counted = 0  # messages with counts
+        self._kept_for_ever: set[str] = set()  # what could not be pruned and was spoken of
+
+    # ---- what the format knows
+
+    def _check_format(self) -> None:
+        """Refuse a queue that is not as we were told. Raises QueueRefused, OSError."""
+
+    @abstractmethod
+    def _check_moves(self, target: str) -> None:
+        """Try whether what the queue holds can be renamed to *target*, that nobody else can make. Raises OSError."""
+
+    @abstractmethod
+    def _now_ns(self) -> int:
+        """Now by the filesystem's clock."""
+
+    @abstractmethod
+    def _touch_all(self) -> None:
+        """Touch what our workers have in hand, where it is time. Raises OSError."""
+
+    @abstractmethod
+    def _hand_of(self, owner: str) -> HandT | None:
+        """What held/OWNER says; None for nothing. Raises OSError."""
+
+    @abstractmethod
+    def _release_hand(self, hand: HandT, death: Death, kept: Kept) -> list[str]:
+        """Give back what *hand* speaks of, by _release_one, if it is that very claim still; its name."""
+
+    @abstractmethod
+    def _name(self, held: str) -> str:
+        """The message's name."""
+
+    @abstractmethod
+    def _kept_as(self, held: str) -> str:
+        """See ForeignQueue.kept_as."""
+
+    @abstractmethod
+    def _enqueued_s(self, held: str) -> float | None:
+        """Unix seconds at which it was put."""
+
+    @abstractmethod
+    def _take_out(self, held: str, target: str) -> bool:
+        """Move it to the path *target*; False when it is gone."""
+
+    @abstractmethod
+    def _let_wait(self, held: str) -> None:
+        """Let it wait as it is."""
+
+    def _attempts_max(self, held: str) -> int:  # noqa: ARG002 - see ForeignQueue.attempts_max
+        """At how many failures it goes to errors/."""
+        return self._foreign.settings.max_attempts
+
+    @abstractmethod
+    def _ended(self, counts: Sequence[str]) -> Iterable[str]:
+        """Which of the files in counts/ are of no message that waits or is claimed."""
+
+    @abstractmethod
+    def _sweep_queue(self, limit_ns: int, kept: Kept) -> None:
+        """Take away what is left over in the queue itself, older than that. Raises OSError."""
+
+    def _reap(self, owners: dict[str, names.Owner], kept: Kept) -> OSError | None:  # noqa: ARG002 - of some formats
+        """Let wait again what nobody keeps any more, in every round; the first error that one of them met."""
+        return None
+
+    def _before_sweep(self) -> None:
+        """What must be so for nothing of ours to look left over. Raises OSError."""
+
+    # ---- the round
+
+    def open(self) -> None:
+        """See Keeper.open. What may be in the way of tidying keeps nobody from beginning."""
+        self.check()
+        before_ns = self._system.boottime_ns()
+        self.touch()
+        note_beat(self._words, before_ns, self._system.boottime_ns(), self.half_ns)
+
+    def check(self) -> None:
+        """Make what lies beside the queue, on its filesystem. Raises QueueRefused."""
+        try:
+            self._check_format()
+            self._beside.make()
+            probe = f".probe.{self._system.random_bytes(8).hex()}"
+            for part in (self._beside.tmp, self._beside.deferred, self._beside.errors):
+                self._check_moves(os.path.join(part, probe))
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS):
+                raise QueueUnavailable.at("open", error.filename or self._beside.path, error) from error
+            raise QueueRefused(
+                f"{self._beside.path}, where a pool keeps its counts, retries and errors, cannot be used: renaming "
+                f"from {self._foreign.place} fails at {error.filename2 or error.filename}: {error.strerror}; both must "
+                "be writable and on one filesystem (state_dir names another place for the first)"
+            ) from error
+
+    def keep(self) -> Kept:
+        """See Keeper.keep."""
+        kept = Kept()
+        before_ns = self._system.boottime_ns()
+        self.touch()
+        self._words[Q.PAUSED] = self.is_paused
+        # Claims are touched in time, whatever fails of the rest: nobody need stop claiming for what is in its way.
+        note_beat(self._words, before_ns, self._system.boottime_ns(), self.half_ns)
+        self.tidy(kept)
+        self._words[Q.COUNTED] = self.counted
+        return kept
+
+    def touch(self) -> None:
+        """The first half of a round, on which workers rely. Nothing is said to them."""
+        try:
+            self._foreign.check_same()
+            self.is_paused = "PAUSED" in self._beside.names()
+            self._touch_all()
+        except OSError as error:
+            self._words[Q.BEAT_NS] = 0  # another queue may be there: nobody claims, however recent the last beat is
+            raise QueueUnavailable.at("keep", error.filename or self._foreign.place, error) from error
+
+    def tidy(self, kept: Kept) -> None:
+        """The second half: releases, what is due, and seldom a sweep."""
+        try:
+            owners = self._owners()
+            self._release_unlisted(owners, kept)
+            self._release_dead_neighbours(owners, kept)
+            failed = self._move_due(kept)
+            failed = self._reap(owners, kept) or failed
+            now_ns = self._system.boottime_ns()
+            if now_ns >= self._sweep_at_ns:
+                self._before_sweep()
+                try:
+                    self._sweep(owners, kept)
+                finally:
+                    took_ns = self._system.boottime_ns() - now_ns
+                    pause_ns = max(min(self._stale_ns // 8, int(SWEEP_S_MAX * 1e9)), 10 * took_ns)
+                    self._sweep_at_ns = now_ns + pause_ns
+            self.counted = len(self._system.listdir(self._beside.counts))
+            if failed is not None:
+                raise failed
+        except OSError as error:
+            raise QueueUnavailable.at("keep", error.filename or self._foreign.place, error) from error
+
+    def _owners(self) -> dict[str, names.Owner]:
+        found = {}
+        with self._system.scandir(self._beside.held) as entries:
+            for entry in entries:
+                # A record is a file: anything else of such a name is nobody's, and stays.
+                if entry.is_file(follow_symlinks=False) and (owner := names.parse_owner(entry.name)) is not None:
+                    found[entry.name] = owner
+        return found
+
+    # ---- releases
+
+    def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
+        """See Keeper.release_owner."""
+        kept = Kept()
+        try:
+            released = self._release(Death(owner, cause, note), kept)
+        except OSError as error:
+            raise QueueUnavailable.at("release", error.filename or owner, error) from error
+        self._words[Q.REAPED_CRASH_LIMIT] += kept.crash_limit
+        if released and cause != "stopped":
+            self._words[Q.REAPED_OWNER_DEAD] += 1
+        return released
+
+    def _release(self, death: Death, kept: Kept) -> list[str]:
+        if names.parse_owner(death.owner) is None:
+            return []  # nothing, as of a worker that died before it made a record
+        # RACE: another keeper releases the same owner, and what it had may be claimed again by then: who takes the
+        # record away has it for himself. See test_of_two_keepers_that_release_one_owner_one_does.
+        record = os.path.join(self._beside.held, death.owner)
+        hand = self._hand_of(death.owner)
+        taken = names.unpublished(self._foreign.tokens.name(self._foreign.host))
+        released = []
+        if not self._beside.move(record, self._beside.tmp, taken):
+            return []
+        taken = os.path.join(self._beside.tmp, taken)
+        try:
+            if hand is not None:
+                released = self._release_hand(hand, death, kept)
+        except OSError:
+            self._beside.move(taken, self._beside.held, death.owner)  # it is tried again
+            raise
+        with contextlib.suppress(IsADirectoryError):  # not the worker's
+            self._beside.remove(taken)
+        self._unlisted.discard(death.owner)
+        return released
+
+    def _is_our_users(self, path: str) -> bool:
+        try:
+            return super()._is_our_users(path) and self._beside.is_record_of(os.path.basename(path))
+        except OSError:
+            return False
+
+    def _release_one(self, held: str, known: str, death: Death, kept: Kept) -> None:
+        """Give back *held*; *known* tells that claim from others, so a release that is tried again counts one crash."""
+        name, settings = self._name(held), self._foreign.settings
+        counts = self._beside.count_of(name)
+        attempts, crashes, reason = counts.attempts, counts.crashes, ""
+        if counts.lock != known:
+            attempts += death.cause == "timeout"
+            crashes += death.cause in ("died", "unknown")
+        counts = Counts(attempts, crashes, known)
+        if crashes >= settings.crash_limit:
+            reason = f"its worker died {crashes} times with it in hand"
+        elif death.cause == "timeout" and attempts >= self._attempts_max(held):
+            reason = f"failed {attempts} times, the last time by its time limit"
+        if reason:
+            self._to_errors(held, counts, reason, death, kept)
+        elif death.cause == "timeout":
+            due = -int(-(self._now_ns() / 1e9 + self._foreign.backoff_s(attempts)) // 1)
+            file = f"{due}.{self._foreign.marked(self._kept_as(held), counts)}"
+            self._take_out(held, os.path.join(self._beside.deferred, file))
+        else:
+            if death.cause != "stopped":
+                self._count(name, counts)
+            self._let_wait(held)
+
+    def _to_errors(self, held: str, counts: Counts, reason: str, death: Death, kept: Kept) -> None:
+        name, file = self._name(held), self._foreign.marked(self._kept_as(held), counts)
+        if not self._take_out(held, os.path.join(self._beside.errors, file)):
+            return
+        self._system.fsync_directory(self._beside.errors)
+        self._beside.forget_count(name)
+        kept.crash_limit += 1
+        facts: Facts = {"attempts": counts.attempts, "crashes": counts.crashes, "reason": reason}
+        facts |= facts_of_death(death, name, self._enqueued_s(held), self._system.wall_ns() / 1e9)
+        self._foreign.write_meta(file, facts | {"queue": self._foreign.url})
+
+    def _count(self, name: str, counts: Counts) -> None:
+        """Write counts before their message can be claimed, and tell the workers that there are some."""
+        self._beside.write_count(name, counts)
+        self._words[Q.COUNTED] += 1
+
+    def _count_if_room(self, name: str, counts: Counts) -> None:
+        """Write counts of what must come back also on a full disk: what it waits for may be what makes room."""
+        try:
+            self._count(name, counts)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            log.warning("%s: the counts of %s are lost: %s", self._foreign.url, name, error)
+
+    # ---- due, sweeping
+
+    def _move_due(self, kept: Kept) -> OSError | None:
+        """Let what is due come back; the first error that one of them met."""
+        files = self._system.listdir(self._beside.deferred)
+        if not files:
+            return None
+        now_s = self._now_ns() / 1e9
+        failed: OSError | None = None
+        for file in sorted(files):
+            due = names.parse_due(file)
+            if due is None or due[0] > now_s or self._foreign.name_of(due[1].name) is None:
+                continue
+            try:
+                self._move_back(file, due[1], kept)
+            except OSError as error:  # of this one: it keeps no other from coming back
+                failed = failed or error
+        return failed
+
+    def _move_back(self, file: str, marked: names.Marked, kept: Kept) -> None:
+        name, counts = self._foreign.name_of(marked.name) or "", Counts(marked.attempts, marked.crashes)
+        self._count_if_room(name, counts)
+        # Counted before it can be seen, so that --until-empty never misses a message between two places.
+        self._slot.words[Q.DUE_MOVES] += 1
+        again = self._foreign.put_in(os.path.join(self._beside.deferred, file), marked.name)
+        if again is not None:
+            kept.due += 1
+            if again != name:
+                self._count(again, counts)
+
+    def _sweep(self, owners: dict[str, names.Owner], kept: Kept) -> None:
+        limit_ns = self._now_ns() - self._stale_ns
+        for file in self._system.listdir(self._beside.tmp):
+            self._remove_older(os.path.join(self._beside.tmp, file), limit_ns, kept)
+        for file in self._ended(self._system.listdir(self._beside.counts)):
+            self._remove_older(os.path.join(self._beside.counts, file), limit_ns, kept)
+        for file, owner in owners.items():
+            # Of another host: we cannot ask whether it lives. Its keeper touches what is there.
+            if owner.kernel8 != self._kernel8:
+                self._remove_older(os.path.join(self._beside.held, file), limit_ns, kept)
+        self._prune(kept)
+        self._sweep_queue(limit_ns, kept)
+
+    def _prune(self, kept: Kept) -> None:
+        keep_s = self._foreign.settings.keep_errors_s
+        if keep_s is None:
+            return
+        limit_ns = self._now_ns() - int(keep_s * 1e9)
+        files = self._system.listdir(self._beside.errors)
+        known = set(files)
+        for file in files:
+            path = os.path.join(self._beside.errors, file)
+            if file.endswith(META) and file.removesuffix(META) in known:
+                continue  # goes with its message
+            if not self._is_older(path, limit_ns):
+                continue
+            try:
+                self._remove(path)
+            except OSError as error:
+                if file not in self._kept_for_ever:
+                    self._kept_for_ever.add(file)
+                    log.warning("%s: %s is to be pruned and stays: %s", self._foreign.url, names.shown(path), error)
+                continue
+            self._beside.forget(f"{path}{META}")
+            kept.pruned += 1
+
+    def _remove(self, path: str) -> None:
+        """Remove the message at *path*: a file, or a directory of files (and maybe a lock). Raises OSError."""
+        if not self._system.is_directory(path):
+            self._beside.remove(path)
+            return
+        for file in self._system.listdir(path):
+            inner = os.path.join(path, file)
+            if self._system.is_directory(inner):
+                self._system.rmdir(inner)
+            else:
+                self._beside.remove(inner)
+        self._system.rmdir(path)
+
+    def _remove_older(self, path: str, limit_ns: int, kept: Kept) -> None:
+        if self._is_older(path, limit_ns) and not self._system.is_directory(path):
+            self._beside.remove(path)
+            kept.temporary += 1
+
+    # ---- leaving
+
+    def leave(self) -> None:
+        """See Keeper.leave: there is nothing of ours but what its workers took with them."""
