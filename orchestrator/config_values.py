@@ -171,7 +171,7 @@ def absolute_url(url: str, directory: str | None) -> str:
 def base_name(url: str) -> str:
     """A queue's name out of its absolute *url*: the last part of the path, other characters as _."""
     scheme, _, path = url.partition(":")
-    if scheme in (*WITH_OPTIONS, "set"):
+    if scheme in WITHOUT_LEASES:
         path = path.partition("?")[0]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", path.rpartition("/")[2]).lstrip(".-")[:57]
     return name or (scheme if scheme == "null" else "queue")

@@ -45,6 +45,7 @@ class Claim:
     lapses: int = 0  # the keeper's count of lease lapses when this was claimed
     trouble: str | None = None
     full_name: str = ""  # the name as it arrived, when it had to be shortened
+    priority: int | None = None  # the protocol's own number, where it has one
     is_forwarded: bool = False  # renamed into the next queue, and not yet made durable there
 
     @property

@@ -115,3 +115,15 @@ def test_forward_in_a_configuration_hands_on_to_a_queue_by_its_name_and_a_drain_
         pool.until(lambda: last.depth().waiting == 1)
         assert bodies(last) == {b"1": 1}
         assert pool.end(signal.SIGINT) == 0
+
+
+def test_a_bridge_between_two_queues_of_one_protocol_keeps_priorities(pools: Pools) -> None:
+    urls = [f"ddmq:{pools.place}/{root}/q" for root in ("one", "two")]
+    with open_queue(urls[0], create=True) as first, open_queue(urls[1], create=True) as second:
+        first.put(b"late", priority=900)
+        first.put(b"soon", priority=3)
+        bridge = pools.start(*urls, "--until-empty", command="bridge")
+        assert bridge.wait() == 0, bridge.log
+        assert second.depth().waiting == 2
+        names = sorted(name for name in os.listdir(pools.place / "two" / "q") if ".ddmq" in name)
+    assert [name.partition(".")[0] for name in names] == ["3", "900"]

@@ -414,6 +414,13 @@ class Claimable(Queue):
         highest = self.settings.retry_backoff_s * 2.0 ** min(attempt - 1, 60)
         return random.uniform(0, min(highest, self.settings.retry_backoff_s_max))  # noqa: S311 - spreads load, no secret
 
+    def hand_on(self, claim: Claim, queue: Queue, bodies: Sequence[Body]) -> None:
+        """Put *bodies* into *queue*; a single one has the priority of *claim* where both speak the same protocol."""
+        if claim.priority is not None and len(bodies) == 1 and queue.protocol == self.protocol:
+            queue.put(bodies[0], priority=claim.priority)
+        else:
+            queue.put_many(bodies)
+
     def close_claim(self, claim: Claim) -> None:
         """Close the descriptor of *claim*. Again does nothing."""
         if claim.fd >= 0:

@@ -241,6 +241,7 @@ class Ddmq(ForeignQueue):
         claim = TimedClaim(name, path, 1, 0, content.written_s if enqueued_s is None else enqueued_s, claimed_ns)
         claim.fd, claim.size, claim.claimed_at, claim.trouble = fd, len(content.body or b""), now_s, content.trouble
         claim.waiting, claim.expiry, claim.attempts_max = waiting, expiry, content.attempts_max
+        claim.priority = int(waiting.partition(".")[0])
         if counts is not None:
             claim.attempt, claim.crashes = counts.attempts + 1, counts.crashes
         return claim

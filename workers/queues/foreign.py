@@ -197,7 +197,7 @@ class ForeignQueue(Locking):
 
     def forward(self, claim: Claim, queue: Queue, bodies: Sequence[Body] | None = None) -> None:
         """See Queue.forward: put there, then done here."""
-        queue.put_many([self._body_of(claim)] if bodies is None else bodies)
+        self.hand_on(claim, queue, [self._body_of(claim)] if bodies is None else bodies)
         self.done(claim)
 
     def _body_of(self, claim: Claim) -> Body:

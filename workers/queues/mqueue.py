@@ -313,6 +313,7 @@ class Mqueue(Claimable):
         path = f"/proc/{self.system.getpid()}/fd/{fd}"
         # When it was put nobody knows: it is as old as our having it.
         claim = Claim(name, path, attempts + 1, crashes, at_s, since_ns, fd, len(body), at_s)
+        claim.priority = receive.priority
         self._in_hand = claim
         return claim
 
@@ -410,7 +411,7 @@ class Mqueue(Claimable):
 
     def forward(self, claim: Claim, queue: Queue, bodies: Sequence[Body] | None = None) -> None:
         """See Queue.forward: put there, then done here."""
-        queue.put_many([self._receive_of(claim).body()] if bodies is None else bodies)
+        self.hand_on(claim, queue, [self._receive_of(claim).body()] if bodies is None else bodies)
         self.done(claim)
 
     def settled(self, claim: Claim) -> None:
