@@ -11,7 +11,7 @@ was measured in the same round, and the order of the measurements turns from rou
     subject      what can be measured: bare (Python and C), ours, pool, peers
     rounds       the suites throughput, workers and backlog
     calls        system calls a message
-    life, durable, network, wakeup, dirq   the other suites, one module each
+    life, durable, network, wakeup, dirq, ddmq   the other suites, one module each
     targets      what is wanted, and whether it was reached
     report, picture   tables, JSON, SVG
 

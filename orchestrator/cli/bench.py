@@ -36,7 +36,8 @@ from orchestrator.config_values import usable_cores
 from workers.queues.base import Order
 
 OF_SUBJECTS = ("throughput", "workers", "backlog")
-OF_THEIR_OWN = ("ddmq", "dirq", "durable", "life", "network", "wakeup")  # orchestrator.bench.NAME:NAME(directory, rounds)
+# Each is orchestrator.bench.NAME:NAME(directory, rounds).
+OF_THEIR_OWN = ("ddmq", "dirq", "durable", "life", "network", "wakeup")
 SUITES = (*OF_SUBJECTS, *OF_THEIR_OWN)
 OF_BACKLOG = ("bare", "pool", *peers.names())
 OURS = ("split", "library", "pool")
