@@ -160,7 +160,8 @@ class Lines:
         now_s = time.monotonic()
         if now_s - self._said_s < self.every_s:
             return
-        done, left = summarise(board, 1.0).messages, left_of(board)
+        outcomes, left = summarise(board, 1.0).outcomes, left_of(board)
+        done = outcomes["done"] + outcomes["forwarded"]
         if done != self._said:
             rate = (done - self._said) / (now_s - self._said_s)
             log.info("%s %d messages, %.0f/s, %d are left", self.doing, done, rate, left)

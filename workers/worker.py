@@ -28,8 +28,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workers.board import Q, Slot, W, WorkerState, WorkerText, observe
-from workers.errors import ClaimLost, HandlerError, InputGone, OrchestratorError, QueueFull, QueueUnavailable
+from workers.errors import (
+    ClaimLost,
+    HandlerError,
+    InputGone,
+    OrchestratorError,
+    QueueFull,
+    QueueMissing,
+    QueueUnavailable,
+)
 from workers.handler import DONE, Called, Handler, call
+from workers.handlers.onward import Onward
 from workers.message import Body, Claim, Done, Forward, Message, Reject, Retry
 from workers.queues import names
 from workers.queues.base import Claimable, Consumer, Queue
@@ -331,8 +340,23 @@ class Worker:
                 raise HandlerError(f"no queue of this pool is called {target!r}; a path needs a slash (./{target})")
             url = target
         if url not in self._next:
-            self._next[url] = open_queue(url, system=self.system, host=getattr(self.queue, "host", None))
+            self._next[url] = self._opened(url)
         return self._next[url]
+
+    def _opened(self, url: str) -> Queue:
+        host = getattr(self.queue, "host", None)
+        if not isinstance(self.handler, Onward):
+            return open_queue(url, system=self.system, host=host)
+        # It is no fault of a message's that the next queue is away, or that the configuration leads back here.
+        try:
+            found = open_queue(url, system=self.system, host=host)
+            is_own = _are_one(found, self.queue)
+        except (QueueMissing, OSError) as error:
+            raise QueueUnavailable(f"cannot forward to {url}: {error}") from error
+        if is_own:
+            found.close()
+            raise QueueUnavailable(f"forward = {url} is this very queue by another name: name another one")
+        return found
 
     # ---- signs of life
 
@@ -359,6 +383,12 @@ class Worker:
                 is_named = held_s >= LONG_S
                 name = slot.text(WorkerText.MESSAGE) or ""
                 self.title(f" message={names.shown(name)} {held_s:.0f}s" if is_named else "")
+
+
+def _are_one(first: Queue, second: Queue) -> bool:
+    if not (isinstance(first, Claimable) and isinstance(second, Claimable)):
+        return False
+    return os.path.samefile(first.identity, second.identity)
 
 
 def _bodies(body: Body | Sequence[Body] | None) -> list[Body] | None:

@@ -97,7 +97,8 @@ def message_as(form: Format, message: Message) -> str:
     """All that *message* holds."""
     if form == "plain":
         return str(message)
-    return message.msg2json() if form == "json" else yaml_of(dict(vars(message)))
+    # By the class, for the message may have a field of any name.
+    return Message.msg2json(message) if form == "json" else yaml_of(dict(vars(message)))
 
 
 def yaml_of(data: object) -> str:

@@ -4,6 +4,7 @@ queue - commands on a queue itself; none needs a master
 put makes the queue where only its parent exists; the others never do. What only
 reads works from the directory alone. Names are escaped for people (on a terminal and
 in lists) and written byte for byte where a program reads them.
+Long because: a command for each verb, all of one shape.
 See also: workers.queues.base (the verbs), pool (commands on a running pool).
 """
 
@@ -135,7 +136,7 @@ def show(queue: str, name: str, state: State | None, is_json: bool, body: bool) 
         if len(found) > 1:
             states = ", ".join(one.listed.state for one in found)
             raise Failed(f"{len(found)} messages are called {shown(name)} ({states}); choose one with --state", 2)
-        _write_body(found[0].listed.path)
+        _write_body(found[0])
     elif is_json:
         _print_array(_as_dict(one) for one in found)
     else:
@@ -248,6 +249,7 @@ def _print_array(rows: Iterable[dict[str, object]]) -> None:
 
 def _as_dict(one: Shown) -> dict[str, object]:
     fields = asdict(one)
+    del fields["body"]
     return {**fields.pop("listed"), **fields}
 
 
@@ -285,7 +287,11 @@ def _when(seconds: float) -> str:
         return f"{seconds:.0f}"
 
 
-def _write_body(path: str) -> None:
+def _write_body(one: Shown) -> None:
+    if one.body is not None:
+        sys.stdout.buffer.write(one.body)
+        return
+    path = one.listed.path
     gone = f"{shown(path)} is no longer there: the message has moved on; try again"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -487,3 +487,11 @@ def test_output_that_nobody_takes_is_an_error_with_one_line_and_exit_code_1():
         )  # fmt: skip
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
     assert "No space left" in done.stderr
+
+
+def test_show_writes_the_body_that_a_handler_is_given_whatever_the_file_holds(tmp_path):
+    url = f"ddmq:{tmp_path}/root/q"
+    with open_queue(url, create=True) as queue:
+        name = queue.put(b"only this")
+    assert ran("show", url, name, "--body").stdout_bytes == b"only this"
+    assert json.loads(ran("show", url, name, "--json").stdout)[0]["size"] == len("only this")

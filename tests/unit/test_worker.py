@@ -11,6 +11,7 @@ import pytest
 from tests.rig import SETTINGS, Pool, Rig
 from workers.board import Q, W, WorkerState, WorkerText
 from workers.errors import QueueFull
+from workers.handlers.onward import Onward
 from workers.message import Done, Forward, Reject, Retry
 from workers.queues.base import Settings
 from workers.queues.open import open_queue
@@ -34,9 +35,9 @@ class Patient(Leaving):
         return self.is_asked
 
 
-def work(pool: Pool, handler, *, most: int = 20, **more) -> Worker:
+def work(pool: Pool, handler, *, most: int = 20, leaving: Leaving | None = None, **more) -> Worker:
     """Run a worker until it has waited for messages *most* times, the keeper doing a round at each."""
-    leaving, waits = Patient(pool), []
+    leaving, waits = leaving or Patient(pool), []
 
     def wait(timeout_s: float, fd: int) -> bool:
         waits.append(timeout_s)
@@ -275,3 +276,36 @@ def test_a_forward_that_the_next_queue_refuses_for_good_is_a_failed_attempt(rig,
     work(pool, lambda _: Forward(queue=text_only), most=60)
     assert rig.everything() == {"errors": [b"\xff"]}
     assert figures(pool) == {"retried": 1, "rejected": 1}
+
+
+def test_a_bridge_whose_target_is_away_waits_and_blames_no_message(rig, tmp_path, caplog):
+    pool, following = rig.pool(settings=Settings(create=True, max_attempts=1)), Rig(tmp_path / "next", rig.world)
+    pool.spool.put(b"x", "mine")
+
+    class Late(Patient):
+        def wait(self, timeout_s: float) -> bool:
+            following.spool()  # it is there again
+            return super().wait(timeout_s)
+
+    work(pool, Onward(str(following.path)), most=5, leaving=Late(pool))
+    assert following.everything() == {"incoming": [b"x"]}
+    assert figures(pool) == {"forwarded": 1}
+    assert len([record for record in caplog.records if "waiting until" in record.getMessage()]) == 1
+
+
+def test_a_bridge_that_leads_back_to_its_own_queue_hands_nothing_on(rig, tmp_path):
+    pool = rig.pool()
+    pool.spool.put(b"x", "mine")
+    (tmp_path / "other").symlink_to(rig.path)
+    waits = []
+
+    class Short(Patient):
+        def wait(self, timeout_s: float) -> bool:
+            waits.append(timeout_s)
+            if len(waits) > 4:
+                self.ask()
+            return super().wait(timeout_s)
+
+    work(pool, Onward(str(tmp_path / "other")), leaving=Short(pool))
+    assert figures(pool) == {}
+    assert len(waits) > 4

@@ -130,13 +130,21 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What show() knows of one message. *meta* is what errors/ keeps beside it, or None."""
+    """
+    What show() knows of one message.
+
+    Attributes:
+        size: of what a handler is given, in bytes.
+        meta: what errors/ keeps beside it, or None.
+        body: what a handler is given, where that is not the file at listed.path as it is.
+    """
 
     listed: Listed
     size: int
     modified_at: float
     enqueued_at: float
     meta: dict[str, object] | None = None
+    body: bytes | None = None
 
 
 @dataclass(slots=True)
