@@ -471,6 +471,19 @@ def test_an_option_of_publish_that_is_none_is_refused(words: list[str], queue: P
     assert waiting(queue) == []
 
 
+@pytest.mark.parametrize("words", [["-t", "9" * 300], ["-p", "9" * 19], ["--requeue_prio", "9" * 19]])
+def test_a_number_that_fits_no_name_is_one_line_and_publishes_nothing(words: list[str], queue: Path) -> None:
+    said = ran("publish", *words, "root", "q", "x", code=1)
+    assert said.count("\n") == 1
+    assert waiting(queue) == []
+
+
+@pytest.mark.parametrize("form", ["plain", "json", "yaml"])
+def test_a_message_with_fields_called_like_methods_is_printed(form: str, queue: Path) -> None:
+    (queue / "1.1.ddmqa").write_text('{"message": "x", "msg2json": 1, "update": 2}')
+    assert "msg2json" in ran("consume", "--format", form, "root", "q")
+
+
 def test_options_reach_the_message(queue: Path) -> None:
     published("x", "-p", "0", "-t", "77", "--requeue-limit", "4", "--requeue-prio", "6")
     (found,) = consumed("--format", "json", "-C")

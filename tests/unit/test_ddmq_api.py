@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,41 @@ def test_a_timeout_in_a_file_that_is_none_is_passed_by(broker: Broker, tmp_path:
         assert broker.ack(message)
 
 
+@pytest.mark.parametrize("timeout", [1e300, 10**300, 10**11 + 1])
+def test_a_timeout_in_a_file_that_fits_no_name_is_the_longest_one(
+    broker: Broker, tmp_path: Path, timeout: float
+) -> None:
+    broker.publish("q", "next")
+    (tmp_path / "q" / "1.1.ddmqa").write_text(json.dumps({"message": "poor", "timeout": timeout}))
+    assert served(broker, 3) == ["poor", "next"]
+    assert all(len(name.partition(".")[0]) <= 12 for name in broker.get_message_list("q")[1])
+
+
+def test_a_setting_of_the_timeout_that_fits_no_name_is_the_longest_one(broker: Broker) -> None:
+    broker.create_queue("q")
+    broker.update_settings_file("q", {"message_timeout": 10**300})
+    broker.publish("q", "text")
+    assert served(broker, 1) == ["text"]
+
+
+def test_a_name_without_room_for_an_expiry_keeps_no_other_from_being_served(
+    broker: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.publish("q", "next")
+    (tmp_path / "q" / f"1.1.ddmq{'a' * 247}").write_text('{"message": "long"}')
+    broker.publish("q", "last")
+    assert served(broker, 4) == ["next", "last"]
+    assert caplog.text.count("is not served") == 1
+
+
+def test_a_file_that_is_too_large_is_set_aside(broker: Broker, tmp_path: Path) -> None:
+    broker.publish("q", "next")
+    (tmp_path / "q" / "1.1.ddmqa").touch()
+    os.truncate(tmp_path / "q" / "1.1.ddmqa", 40 << 30)
+    assert served(broker, 2) == ["next"]
+    assert "larger" in (tmp_path / "q.pool" / "errors" / "1.1.ddmqa.meta").read_text()
+
+
 def test_a_message_that_may_not_be_read_is_left_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     kernel = Kernel()
     broker = Broker(tmp_path, create=True, system=kernel)
@@ -411,7 +447,9 @@ def test_a_negative_priority_is_refused(library: Library, tmp_path: Path) -> Non
         ({"priority": "5"}, TypeError), ({"priority": True}, TypeError), ({"priority": 1.5}, TypeError),
         ({"requeue": -1}, ValueError), ({"requeue_prio": -1}, ValueError), ({"requeue_prio": "1"}, TypeError),
         ({"timeout": -1}, ValueError), ({"timeout": float("nan")}, ValueError), ({"timeout": float("inf")}, ValueError),
-        ({"msg_text": {1}}, TypeError),
+        ({"msg_text": {1}}, TypeError), ({"requeue_limit": -1}, ValueError),
+        ({"timeout": 1e300}, ValueError), ({"timeout": 10**11 + 1}, ValueError), ({"priority": 10**18}, ValueError),
+        ({"requeue": 10**300}, ValueError), ({"requeue_prio": 10**18}, ValueError),
     ],
 )  # fmt: skip
 def test_what_cannot_be_published_is_refused_and_leaves_nothing(
@@ -422,6 +460,34 @@ def test_what_cannot_be_published_is_refused_and_leaves_nothing(
     with pytest.raises(error):
         broker.publish("q", **arguments)
     assert list(tree(tmp_path)) == before
+
+
+def test_the_greatest_numbers_that_can_be_published_can_be_consumed_and_requeued(broker: Broker) -> None:
+    made = broker.publish("q", priority=10**18 - 1, requeue=10**18 - 1, timeout=10**11)
+    assert broker.ack(broker.consume("q"), requeue=True)
+    assert broker.get_message_list("q") == ([str(made.filename)], [])
+    broker.update_settings_file("q", {"priority": 10**18})
+    with pytest.raises(ValueError, match="priority"):
+        broker.publish("q")
+
+
+@pytest.mark.parametrize(("timeout", "seconds"), [(1.5, 2), (5.0, 5), (7, 7), (0.0, 0)])
+def test_a_timeout_is_whole_seconds_for_an_original_puts_it_into_a_name(
+    broker: Broker, timeout: float, seconds: int
+) -> None:
+    found = broker.publish("q", timeout=timeout).timeout
+    assert (found, type(found)) == (seconds, int)
+
+
+@both()
+def test_requeue_none_is_written_as_null_and_is_no_wish(library: Library, tmp_path: Path) -> None:
+    broker = library.broker(tmp_path)
+    broker.publish("q", requeue=None, timeout=1)
+    message = broker.consume("q")
+    assert message.requeue is None
+    os.rename(tmp_path / "q" / "work" / message.filename, tmp_path / "q" / "work" / "1.5.1.ddmqa")
+    broker.clean("q", force=True)
+    assert broker.get_message_list("q") == ([], [])
 
 
 @both()
@@ -493,6 +559,100 @@ def test_nack_of_nothing_is_refused(broker: Broker) -> None:
         broker.nack("q")
 
 
+def test_what_nack_finds_to_be_no_message_is_not_said_to_be_missing(
+    broker: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker.publish("q")
+    message = broker.consume("q")
+    assert isinstance(message, Message)
+    (tmp_path / "q" / "work" / str(message.filename)).write_text("torn")
+    assert broker.nack(message) == []
+    assert "set aside" in caplog.text
+    assert "missing" not in caplog.text
+
+
+@pytest.mark.parametrize("settle", ["nack", "ack"])
+def test_what_a_full_disk_keeps_from_being_requeued_can_be_requeued_when_there_is_room(
+    tmp_path: Path, settle: str
+) -> None:
+    library = Library()
+    broker = library.broker(tmp_path)
+    broker.publish("q", "precious")
+    message = broker.consume("q")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    library.kernel.replaced["write"] = full
+    with pytest.raises(OSError, match="No space"):
+        getattr(broker, settle)(message, requeue=True)
+    assert broker.get_message_list("q") == ([], [message.filename])
+    library.kernel.replaced.clear()
+    assert getattr(broker, settle)(message, requeue=True) == [message.filename]
+    assert served(broker, 1) == ["precious"]
+
+
+@pytest.mark.parametrize("prio", [10**18, 10**300])
+def test_a_priority_for_the_requeue_that_fits_no_name_is_the_greatest(
+    broker: Broker, tmp_path: Path, prio: int
+) -> None:
+    broker.create_queue("q")
+    (tmp_path / "q" / "1.1.ddmqa").write_text(json.dumps({"message": "text", "requeue": prio}))
+    assert broker.nack(broker.consume("q"))
+    assert broker.get_message_list("q") == ([f"{10**18 - 1}.1.ddmqa"], [])
+
+
+def test_a_name_without_room_for_the_priority_of_the_requeue_keeps_its_own(broker: Broker, tmp_path: Path) -> None:
+    broker.create_queue("q")
+    name = f"7.1.ddmq{'a' * 234}"
+    (tmp_path / "q" / name).write_text(json.dumps({"message": "text", "requeue": 1000}))
+    assert broker.nack(broker.consume("q"))
+    assert broker.get_message_list("q") == ([name], [])
+    found = broker.consume("q")
+    assert isinstance(found, Message)
+    assert (found.message, found.priority) == ("text", 7)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"update": "yes"}, {"msg2json": 1}, {"json2msg": [1]}, {"requeue_counter": 10**4300 - 1}, {"__dict__": {}}],
+)
+def test_a_message_with_fields_of_any_name_and_size_is_requeued(
+    broker: Broker, tmp_path: Path, fields: dict[str, object]
+) -> None:
+    broker.create_queue("q")
+    text = json.dumps({"message": "text", "requeue": True, **fields})
+    (tmp_path / "q" / "work" / "1.5.1.ddmqa").write_text(text)
+    assert broker.clean("q", force=True)
+    found = broker.consume("q")
+    assert isinstance(found, Message)
+    assert found.message == "text"
+    assert {key: vars(found)[key] for key in fields if key != "requeue_counter"} == {
+        key: value for key, value in fields.items() if key != "requeue_counter"
+    }
+
+
+def test_what_can_be_read_but_not_be_written_again_is_set_aside_and_stops_no_cleaning(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.create_queue("q")
+    for name in ("1.5.1.ddmqa", "1.6.1.ddmqb"):
+        (tmp_path / "q" / "work" / name).write_text(json.dumps({"message": name, "requeue": True}))
+    real = Message.msg2json
+
+    def too_deep(message: Message) -> str:
+        if message.message == "1.5.1.ddmqa":
+            raise RecursionError
+        return real(message)
+
+    monkeypatch.setattr(Message, "msg2json", too_deep)
+    assert broker.clean("q", force=True)
+    assert broker.get_message_list("q") == (["0.1.ddmqb"], [])
+    (kept,) = (path.name for path in (tmp_path / "q.pool" / "errors").iterdir() if path.suffix != ".meta")
+    assert kept.endswith(".5.1.ddmqa")
+    assert broker.get_settings("q")["cleaned"]
+
+
 def test_a_path_into_work_names_a_claim_and_no_other_path_does(broker: Broker, tmp_path: Path) -> None:
     broker.publish("q")
     (tmp_path / "q" / "work" / "precious").touch()
@@ -560,6 +720,42 @@ def test_queues_are_listed_sorted_and_only_queues(library: Library, tmp_path: Pa
     (tmp_path / "directory" / "ddmq.yaml").touch()
     (tmp_path / "file").touch()
     assert broker.list_queues() == ["C", "a", "b"]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ELOOP, errno.EIO])
+def test_what_cannot_be_looked_into_is_no_queue_and_hides_none(tmp_path: Path, code: int) -> None:
+    library = Library()
+    broker = library.broker(tmp_path)
+    broker.create_queue("q")
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+
+    def refuse(path: str) -> os.stat_result:
+        if "lost+found" in path:
+            raise OSError(code, os.strerror(code), path)
+        return os.stat(path)
+
+    library.kernel.replaced["stat"] = refuse
+    assert broker.list_queues() == ["q"]
+    broker.clean_all()
+
+
+def test_nothing_is_remembered_of_what_is_no_queue_or_is_one_no_more(broker: Broker, tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    for name in ("a", "b", "c"):
+        broker.publish(name)
+        assert broker.consume(name)
+    broker.delete_queue("a")
+    shutil.rmtree(tmp_path / "b")
+    broker.clean_all()
+    assert broker._files.keys() - {""} == broker._takings.keys() == broker.queue_settings.keys() == {"c"}
+    assert broker._settings._read.keys() - {""} == broker._settings._effective.keys() == {"c"}
+
+
+def test_a_new_queue_has_a_name_that_leaves_room_for_what_a_pool_keeps_beside_it(broker: Broker) -> None:
+    assert broker.create_queue("q" * 240)
+    with pytest.raises(ValueError, match="241 letters"):
+        broker.create_queue("q" * 241)
 
 
 @both()

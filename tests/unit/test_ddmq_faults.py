@@ -3,7 +3,7 @@ test_ddmq_faults - the faults Q1 to Q27 of the original's library, each shown th
 
 The body of a test is run on both libraries (see ddmq_twins): on the original it fails,
 strictly, with the reason that stands beside it. Q2 and Q20 to Q24 are of the command line,
-see test_cli_ddmq. Long because: it is one list.
+see test_cli_ddmq. At the end what a cleaning, here as there, would do to a pool. Long because: it is one list.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 
 from tests.ddmq_twins import Kernel, Library, library_of, tree, twins, yaml_of
+from tests.rig import World
+from tests.rig_ddmq import DdmqPool
 from tests.schedules import schedules
 from tests.waiting import until
 from workers.ddmq import Broker
@@ -452,6 +454,38 @@ def test_Q11_whichever_call_of_a_requeue_fails_the_message_is_there_once(tmp_pat
     assert not [path for path in tree(tmp_path) if path.startswith(".")], "what could not be unlinked is swept"
 
 
+def test_Q11_a_requeue_that_is_tried_again_is_counted_once_and_is_not_beyond_the_limit(tmp_path: Path) -> None:
+    library = Library()
+    broker = library.broker(tmp_path)
+    broker.publish("q", "text", requeue=True, requeue_limit=1)
+    message = broker.consume("q")
+
+    def refuse(source: str, target: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), source)
+
+    library.kernel.replaced["rename_noreplace"] = refuse
+    for _ in range(2):
+        with pytest.raises(OSError, match="Input/output"):
+            broker.nack(message)
+    library.kernel.replaced.clear()
+    assert broker.nack(message) == [message.filename]
+    assert broker.consume("q").requeue_counter == 1
+
+
+def test_Q11_a_nack_that_a_purge_overtakes_finds_the_message_gone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = Library()
+    broker = library.broker(tmp_path)
+    broker.publish("q", "text", requeue=True)
+    message = broker.consume("q")
+    library.before("open", lambda: library.peer(tmp_path).purge_queue("q"))
+    broker.get_settings("q")
+    assert broker.nack(message) == []
+    assert everywhere(broker) == 0
+    assert "is missing" in caplog.text
+
+
 def test_Q11_a_claim_that_cannot_be_read_keeps_no_other_from_being_requeued(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -876,3 +910,158 @@ def test_Q27_the_path_of_the_command_is_told_or_why_there_is_none(
     program.unlink()
     with pytest.raises(FileNotFoundError, match="pip install"):
         library.package.get_bin_path()
+
+
+# ---- beside a pool, which loses nothing
+
+
+class PoolBench:
+    """A queue on which a pool has claimed the message *name*, and was killed whole; its claim has expired."""
+
+    def __init__(self, place: Path, **more: Any) -> None:
+        self.library = Library()
+        broker = self.library.broker(place / "root")
+        broker.create_queue("q")
+        self.pool = DdmqPool(place / "root" / "q", World(place))
+        self.name = broker.publish("q", "precious", **more).filename
+        self.claim = self.pool.claim()
+        self.owner = self.pool.bury()
+        self.held = place / "root" / "q.pool" / "held"
+        self.library.advance(1000)
+        self.pool.world.advance(1000)
+        self.broker = broker
+        self.path = place / "root" / "q" / self.name
+        self.content = next((place / "root" / "q" / "work").iterdir()).read_bytes()
+
+    def waits_as_it_was(self) -> bool:
+        return (
+            waiting(self.broker) == [self.name] and not claimed(self.broker) and self.path.read_bytes() == self.content
+        )
+
+    def close(self) -> None:
+        self.pool.queue.settled(self.claim)
+
+
+@pytest.mark.parametrize("more", [{}, {"requeue": True, "requeue_limit": 1, "requeue_counter": 1}])
+def test_what_a_killed_pool_had_in_hand_waits_again_as_it_was(tmp_path: Path, more: dict[str, Any]) -> None:
+    bench = PoolBench(tmp_path, **more)
+    assert bench.broker.clean("q", force=True)
+    assert bench.waits_as_it_was()
+    assert texts(bench.broker, 1) == ["precious"]
+    bench.close()
+
+
+def test_what_a_killed_pool_had_in_hand_and_wants_to_be_requeued_is(tmp_path: Path) -> None:
+    bench = PoolBench(tmp_path, requeue=5)
+    assert bench.broker.clean("q", force=True)
+    (message,) = [bench.broker.consume("q")]
+    assert (message.message, message.priority, message.requeue_counter) == ("precious", 5, 1)
+    bench.close()
+
+
+def test_what_only_a_consumer_of_the_library_had_is_removed_when_it_expires_also_beside_a_pool(tmp_path: Path) -> None:
+    bench = PoolBench(tmp_path)
+    other = bench.broker.publish("q", "of the library", timeout=1, priority=0)
+    assert bench.broker.consume("q").id == other.id
+    bench.library.advance(1000)
+    assert bench.broker.clean("q", force=True)
+    assert bench.waits_as_it_was()
+    bench.close()
+
+
+def test_a_record_that_goes_and_comes_back_meanwhile_is_found(tmp_path: Path) -> None:
+    """As a keeper whose release fails moves it."""
+    bench = PoolBench(tmp_path)
+    record, taken = bench.held / bench.owner, bench.held.parent / "tmp" / "taken"
+    moves = iter([(record, taken), (taken, record)])
+
+    def move() -> None:
+        for source, target in itertools.islice(moves, 1):
+            source.rename(target)
+
+    bench.library.kernel.hooks["listdir"] = move
+    assert bench.broker.clean("q", force=True)
+    assert record.exists()
+    assert bench.waits_as_it_was()
+    bench.close()
+
+
+def test_what_a_keeper_was_killed_with_while_it_gave_it_back_waits_again(tmp_path: Path) -> None:
+    bench = PoolBench(tmp_path)
+    (bench.held / bench.owner).rename(bench.held.parent / "tmp" / "taken")
+    assert bench.broker.clean("q", force=True)
+    assert bench.waits_as_it_was()
+    bench.close()
+
+
+def test_while_a_record_cannot_be_read_nothing_is_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bench = PoolBench(tmp_path)
+
+    def refuse(path: str, *more: Any) -> int:
+        if "/held/" in path:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return os.open(path, *more)
+
+    bench.library.kernel.replaced["open"] = refuse
+    assert bench.broker.clean("q", force=True)
+    assert len(claimed(bench.broker)) == 1
+    assert "Permission denied" in caplog.text
+    bench.library.kernel.replaced.clear()
+    for name in ("link", "fifo", "directory"):  # which are no records, and are not waited for
+        place = bench.held / name
+        {"link": lambda at: at.symlink_to("/dev/zero"), "fifo": os.mkfifo, "directory": os.mkdir}[name](place)
+    assert bench.broker.clean("q", force=True)
+    assert bench.waits_as_it_was()
+    bench.close()
+
+
+def test_records_are_read_only_when_something_would_be_removed(tmp_path: Path) -> None:
+    bench = PoolBench(tmp_path, requeue=True)
+    bench.library.reset()
+    assert bench.broker.clean("q", force=True)
+    assert not [call for call in bench.library.kernel.calls if call[0] == "listdir"]
+    bench.close()
+
+
+def test_what_a_pool_had_in_hand_is_given_back_in_every_order_of_a_cleaning_and_its_keeper(tmp_path: Path) -> None:
+    number = itertools.count()
+    benches: list[PoolBench] = []
+
+    def setup() -> list[Any]:
+        bench = PoolBench(tmp_path / str(next(number)))
+        benches[:] = [bench]
+
+        def clean(step: Callable[[], None]) -> None:
+            bench.library.kernel.hooks.update(dict.fromkeys(("listdir", *STEPS), step))
+            bench.broker.clean("q", force=True)
+            bench.library.kernel.hooks.clear()
+
+        def release(step: Callable[[], None]) -> None:
+            bench.pool.keeper_system.before = lambda call, _: step() if call in STEPS else None
+            bench.pool.keeping.release_owner(bench.owner, "died")
+
+        return [clean, release]
+
+    for run in schedules(setup):
+        bench = benches[0]
+        assert bench.waits_as_it_was(), run.trail
+        bench.close()
+    assert next(number) > 50
+
+
+def test_in_a_sticky_directory_where_the_settings_are_anothers_it_is_cleaned_all_the_same_once_in_a_minute(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = Library()
+    broker = library.broker(tmp_path)
+    broker.create_queue("q")
+    (tmp_path / "q" / "work" / "1.5.1.ddmqa").write_text('{"message": "text", "requeue": true}')
+
+    def refuse(source: str, target: str) -> None:
+        if target.endswith("ddmq.yaml"):
+            raise PermissionError(errno.EPERM, "Operation not permitted", source)
+        os.rename(source, target)
+
+    library.kernel.replaced["rename"] = refuse
+    assert texts(broker, 3) == ["text"]
+    assert caplog.text.count("nobody else is told") == 1

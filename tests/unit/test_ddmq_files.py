@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.ddmq_twins import Kernel
+from workers.ddmq.errors import CorruptError
 from workers.ddmq.files import QueueFiles, parse_waiting, parse_work, waiting_key
 from workers.ddmq.names import NEW_QUEUE, Waiting, check_new_queue, check_queue
 from workers.system import SYSTEM, System
@@ -77,8 +78,42 @@ def test_the_name_of_a_waiting_message_is_taken_apart(name: str, parts: Waiting 
 
 def test_the_name_of_a_claim_is_taken_apart() -> None:
     assert parse_work("1538638378.999.1.ddmq39eb") == (1538638378, "999.1.ddmq39eb")
-    for name in ("999.1.ddmq39eb", "x.999.1.ddmq39eb", "1.1.999.1.ddmq39eb", "1.999.1.ddmq39eb\n"):
+    for name in (
+        "999.1.ddmq39eb",
+        "x.999.1.ddmq39eb",
+        "1.1.1.999.1.ddmq39eb",
+        "1..999.1.ddmq39eb",
+        "1.999.1.ddmq39eb\n",
+    ):
         assert parse_work(name) is None
+
+
+def test_a_claim_of_an_original_that_expires_in_the_middle_of_a_second_is_one(bench: Bench) -> None:
+    bench.files.publish(NAME, b"data")
+    name = f"1538638378.5.{NAME}"
+    assert bench.files.take(NAME, "1538638378.5") == name  # type: ignore[arg-type]
+    assert parse_work(name) == (1538638379, NAME)
+    assert list(bench.files.working()) == [name]
+    assert bench.files.touch(name, 1538638400) == f"1538638400.{NAME}"
+
+
+def test_a_file_that_no_memory_holds_is_no_message(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = bench.root / "q" / NAME
+    path.touch()
+    os.truncate(path, 40 << 30)
+    with pytest.raises(CorruptError, match="larger than 1024 MiB"):
+        bench.files.read(str(path))
+    monkeypatch.setattr("workers.ddmq.files.READ_MAX", 10)
+    path.write_bytes(b"0123456789")
+    assert bench.files.read(str(path))[0] == b"0123456789"
+
+    def meanwhile() -> None:
+        bench.kernel.hooks.clear()
+        path.write_bytes(b"0123456789" * 2)
+
+    bench.kernel.hooks["read"] = meanwhile
+    with pytest.raises(CorruptError, match="larger"):
+        bench.files.read(str(path))
 
 
 def test_text_that_sorts_is_priority_then_number_then_id() -> None:
@@ -317,6 +352,19 @@ def test_the_clock_is_the_filesystems_and_looked_at_every_ten_seconds(bench: Ben
     assert [path.name for path in tmp_path.iterdir()] == ["q"]
 
 
+def test_on_a_full_disk_the_clock_is_what_work_is_touched_with_or_goes_on_from_the_last_look(bench: Bench) -> None:
+    kernel, files = bench.kernel, bench.files
+    kernel.network, kernel.stopped_ns = "nfs", 100 * 10**9
+    kernel.replaced["utime"] = lambda path, _=None: os.utime(path, (5000, 5000))
+    bench.fail(errno.EDQUOT, "open")
+    assert files.now_s() == 5000
+    kernel.stopped_ns += 60 * 10**9
+    bench.fail(errno.EROFS, "utime")
+    assert files.now_s() == 5060
+    with pytest.raises(OSError, match="quota"):
+        QueueFiles(str(bench.root), "q", kernel).now_s()
+
+
 def test_a_local_filesystems_clock_costs_no_file(bench: Bench) -> None:
     assert abs(bench.files.now_s() - System.wall_ns() / 1e9) < 60
     assert not [call for call in bench.kernel.calls if call[0] == "open"]
@@ -330,6 +378,50 @@ def test_only_old_temporary_files_of_ours_are_swept(bench: Bench, tmp_path: Path
             os.utime(path, (1, 1))
     assert bench.files.sweep_tmp(100) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [young.name, ".ddmq.tmp", "mine.tmp", "q"]
+
+
+def test_what_cannot_be_swept_keeps_nothing_else_from_it(bench: Bench, tmp_path: Path) -> None:
+    """A directory of such a name, and what the kernel refuses as in another's sticky directory."""
+    paths = [tmp_path / f".{digit * 32}.tmp" for digit in "0123"]
+    paths[0].mkdir()
+    for path in paths[1:]:
+        path.touch()
+    for path in paths:
+        os.utime(path, (1, 1))
+
+    def refuse(path: str) -> None:
+        if path == str(paths[1]):
+            raise PermissionError(errno.EPERM, "Operation not permitted", path)
+        os.unlink(path)
+
+    bench.kernel.replaced["unlink"] = refuse
+    assert bench.files.sweep_tmp(100) == 2
+    assert [path.exists() for path in paths] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_who_may_not_write_in_the_root_writes_in_work(bench: Bench, code: int) -> None:
+    made = []
+
+    def refuse(path: str, flags: int, *more: Any) -> int:
+        if os.path.dirname(path) == str(bench.root) and flags & os.O_CREAT:
+            raise OSError(code, os.strerror(code), path)
+        made.append(os.path.relpath(path, bench.root))
+        return os.open(path, flags, *more)
+
+    bench.kernel.replaced["open"] = refuse
+    bench.files.publish(NAME, b"data")
+    assert bench.tree() == {f"q/{NAME}": b"data"}
+    assert made[0].startswith(in_work("."))
+    assert ".ddmq" not in made[0]
+    left = bench.root / in_work(f".{'0' * 32}.tmp")
+    left.touch()
+    os.utime(left, (1, 1))
+    assert bench.files.sweep_tmp(100) == 1
+    bench.fail(code, "open")
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        bench.files.publish("6.1.ddmqa", b"data")
+    assert os.path.dirname(caught.value.filename) == str(bench.root)
 
 
 def test_a_link_whose_reply_was_lost_was_made(bench: Bench) -> None:

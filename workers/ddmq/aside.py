@@ -47,9 +47,9 @@ def set_aside(files: QueueFiles, path: str, reason: str) -> bool:
     except FileNotFoundError:
         return False
     log.warning("%s: set aside as %s: %s", path, target, reason)
-    facts = {"name": name, "reason": reason, "rejected_at": datetime.fromtimestamp(files.now_s(), UTC).isoformat()}
-    text = json.dumps(facts, sort_keys=True, indent=4)
     try:
+        rejected_at = datetime.fromtimestamp(files.now_s(), UTC).isoformat()
+        text = json.dumps({"name": name, "reason": reason, "rejected_at": rejected_at}, sort_keys=True, indent=4)
         temporary = files.write_temporary(text.encode(), durable=False)
         try:
             system.rename(temporary, f"{target}.meta")

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import math
 import os
@@ -36,12 +37,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from workers.ddmq.aside import errors_of
-from workers.ddmq.claims import Outcome, give_back, load, wants_requeue
+from workers.ddmq.claims import Outcome, give_back, is_at_limit, load, wants_requeue
 from workers.ddmq.errors import CorruptError, DdmqError
 from workers.ddmq.files import SETTINGS_FILE, WORK_DIRECTORY, QueueFiles, parse_waiting, parse_work
 from workers.ddmq.flat_yaml import Value, dumps
+from workers.ddmq.held import in_hand
 from workers.ddmq.message import Message, message
-from workers.ddmq.names import check_new_queue, check_queue, is_message_like
+from workers.ddmq.names import (
+    PRIORITY_MAX,
+    TEMPORARY,
+    TIMEOUT_MAX_S,
+    check_new_queue,
+    check_queue,
+    is_message_like,
+)
 from workers.ddmq.settings import DEFAULTS, SettingsFiles, whole
 from workers.ddmq.taking import Taking, expiry_of
 from workers.system import SYSTEM, System
@@ -135,11 +144,15 @@ class Broker:
         if not force and not self._is_due(settings, files):
             return False
         log.info("cleaning %s", queue)
-        for work_name in list(files.working()):
+        # ORDER: the claims, then who has them, for a pool says so before it claims and until it has given back.
+        # See test_what_a_pool_had_in_hand_is_given_back_in_every_order_of_a_cleaning_and_its_keeper.
+        names, held = list(files.working()), functools.cache(functools.partial(in_hand, files))
+        for work_name in names:
             claim = parse_work(work_name)
             if claim is not None and claim[0] < int(files.now_s()):
                 try:
-                    self._give_back(files, work_name, settings, wants_requeue)
+                    if not self._give_back_to_pool(files, work_name, claim[1], held):
+                        self._give_back(files, work_name, settings, wants_requeue)
                 except OSError as error:
                     log.warning(
                         "%s/%s has expired, and stays until the next cleaning: %s", files.work, work_name, error
@@ -147,8 +160,13 @@ class Broker:
         files.sweep_tmp(LEFT_OVER_S)
         # ORDER: at last, for a cleaning that was cut short is to be done again.
         # See test_Q10_a_cleaning_that_was_cut_short_is_done_again.
-        with contextlib.suppress(BlockingIOError):  # another writes there just now, likely the same
+        try:
             self._settings.update(queue, {"cleaned": int(files.now_s())}, wait_s=0)
+        except BlockingIOError:  # another writes there just now, likely the same
+            pass
+        except PermissionError as error:  # in a sticky directory the file is its owner's
+            self._housekeeping_after_ns[queue] = self._system.boottime_ns() + CLEAN_S * 10**9
+            log.warning("%s was cleaned, and nobody else is told: %s", files.path, error)
         return True
 
     def clean_all(self) -> None:
@@ -159,9 +177,18 @@ class Broker:
     # ---- queues
 
     def list_queues(self) -> list[str]:
-        """The names of the queues, sorted."""
-        names = sorted(self._system.listdir(self._path))
-        return [name for name in names if self._of(name).is_queue()]
+        """The names of the queues, sorted. What cannot be looked into is none."""
+
+        def is_queue(name: str) -> bool:
+            try:
+                return QueueFiles(self._path, name, self._system).is_queue()
+            except OSError:
+                return False
+
+        found = [name for name in sorted(self._system.listdir(self._path)) if is_queue(name)]
+        for gone in self._files.keys() - {"", *found}:
+            self._forget(gone)
+        return found
 
     def get_message_list(self, queue: str) -> tuple[list[str], list[str]]:
         """The names of what waits and of what is claimed, in no order. Raises FileNotFoundError."""
@@ -195,8 +222,11 @@ class Broker:
         system = self._system
         log.info("deleting %s", queue)
         foreign = set(system.listdir(files.path)) - OWN_FILES - set(self._message_like(files.path))
+        temporary: set[str] = set()
         with contextlib.suppress(FileNotFoundError):
-            foreign |= set(system.listdir(files.work)) - set(self._message_like(files.work))
+            there = set(system.listdir(files.work))
+            temporary = {name for name in there if TEMPORARY.match(name)}
+            foreign |= there - temporary - set(self._message_like(files.work))
         if foreign:
             shown = ", ".join(sorted(foreign)[:5])
             raise OSError(
@@ -205,10 +235,12 @@ class Broker:
         self.purge_queue(queue)
         for name in sorted(OWN_FILES - {WORK_DIRECTORY}):
             self._unlink(f"{files.path}/{name}")
+        for name in temporary:
+            self._unlink(f"{files.work}/{name}")
         with contextlib.suppress(FileNotFoundError):
             system.rmdir(files.work)
         system.rmdir(files.path)
-        self.queue_settings.pop(queue, None)
+        self._forget(queue)
         for directory in (errors_of(files), f"{files.path}.pool"):  # kept while something was set aside there
             with contextlib.suppress(OSError):
                 system.rmdir(directory)
@@ -296,7 +328,7 @@ class Broker:
         msg_text: Any = None,
         priority: int | None = None,
         clean: bool = True,
-        requeue: bool | int = False,
+        requeue: bool | int | None = False,
         requeue_prio: int | None = None,
         timeout: float | None = None,
         requeue_counter: int = 0,
@@ -310,19 +342,23 @@ class Broker:
         Args:
             msg_text: what JSON can hold; None is "".
             priority: 0 is the most urgent; None: the setting's.
-            requeue: whether it waits again when its claim has expired; a number: with that priority.
+            requeue: whether it waits again when its claim has expired (None: no); a number: with that priority.
             requeue_prio: a number there implies *requeue*.
-            timeout: seconds for which a claim lasts; None and 0: the setting's.
+            timeout: seconds for which a claim lasts, a fraction is rounded up; None and 0: the setting's.
             requeue_limit: how often it is requeued at most; None and 0: for ever.
 
-        Raises ValueError for a negative number, TypeError for what is none or not JSON, OSError.
+        Raises ValueError for a number that is negative or too great, TypeError for what is none or not JSON, OSError.
         """
         priority = _checked(priority, "priority")
         requeue_prio = _checked(requeue_prio, "requeue_prio")
         if not isinstance(requeue, bool):
-            requeue = _checked(requeue, "requeue") or 0
-        if timeout is not None and not 0 <= timeout < math.inf:
-            raise ValueError(f"timeout is {timeout!r}, but must be seconds, 0 or more")
+            requeue = _checked(requeue, "requeue")
+        if requeue_limit is not None and requeue_limit < 0:
+            raise ValueError(f"requeue_limit is {requeue_limit!r}, but must be 0 or more")
+        if timeout is not None and not 0 <= timeout <= TIMEOUT_MAX_S:
+            raise ValueError(f"timeout is {timeout!r}, but must be seconds, 0 to {TIMEOUT_MAX_S}")
+        if isinstance(timeout, float):  # an original that claims it would write the fraction into the name
+            timeout = math.ceil(timeout)
         settings = self._prepared(queue, is_cleaning=clean and not skip_cleaning)
         if requeue_prio is not None:
             # True where that says the same: to an original 0 is no wish to be requeued.
@@ -330,7 +366,7 @@ class Broker:
         new = Message(
             message="" if msg_text is None else msg_text,
             queue=queue,
-            priority=whole(settings, "priority") if priority is None else priority,
+            priority=_checked(whole(settings, "priority"), "the setting priority") if priority is None else priority,
             requeue=requeue,
             timeout=timeout,
             requeue_counter=requeue_counter,
@@ -390,13 +426,13 @@ class Broker:
         acked = []
         for name in names:
             if requeue:
-                is_done = self._nack_one(files, name, lambda _message: True)
+                is_done = self._nack_one(files, name, _always)
             else:
                 is_done = parse_work(_within(files, name)) is not None and files.remove(_within(files, name))
+                if not is_done:
+                    self._warn_missing(files, name)
             if is_done:
                 acked.append(name)
-            else:
-                self._warn_missing(files, name)
         return acked
 
     def nack(
@@ -420,13 +456,7 @@ class Broker:
         def wants(found: Message) -> bool:
             return wants_requeue(found) or by_default if requeue is None else bool(requeue)
 
-        nacked = []
-        for name in names:
-            if self._nack_one(files, name, wants):
-                nacked.append(name)
-            else:
-                self._warn_missing(files, name)
-        return nacked
+        return [name for name in names if self._nack_one(files, name, wants)]
 
     def touch(self, msg: Message, timeout: float | None = None) -> bool:
         """
@@ -455,6 +485,12 @@ class Broker:
         if found is None:
             found = self._takings[queue] = Taking(self._of(queue))
         return found
+
+    def _forget(self, queue: str) -> None:
+        """Let go of a queue that is gone."""
+        for known in (self._files, self._takings, self._housekeeping_after_ns, self.queue_settings):
+            known.pop(queue, None)
+        self._settings.forget(queue)
 
     def _initiate(self) -> None:
         """Make the root, or raise DdmqError when that was not asked for."""
@@ -511,9 +547,34 @@ class Broker:
         return self._of(check_queue(name)), [names] if isinstance(names, str) else list(names)
 
     def _nack_one(self, files: QueueFiles, name: str, wants: Callable[[Message], bool]) -> bool:
-        """End the claim *name* as give_back does; False when it is gone, or was no message."""
+        """End the claim *name* as give_back does; False, and logged, when it is gone, or was no message."""
         outcome = self._give_back(files, _within(files, name), self.get_settings(files.queue), wants)
+        if outcome is Outcome.GONE:
+            self._warn_missing(files, name)
         return outcome in (Outcome.REQUEUED, Outcome.REMOVED)
+
+    def _give_back_to_pool(
+        self, files: QueueFiles, work_name: str, waited_as: str, held: Callable[[], set[bytes]]
+    ) -> bool:
+        """
+        Let an expired claim of a pool wait again as it was, when it would be removed otherwise; False when not.
+
+        By one rename: from its keeper, who looks for it under the name that it has, it is never hidden.
+        """
+        try:
+            found = load(files, f"{files.work}/{work_name}")
+        except (CorruptError, FileNotFoundError):
+            return False
+        is_kept = wants_requeue(found) and not is_at_limit(found)
+        if is_kept or waited_as.encode() not in held():
+            return False
+        try:
+            if files.put_back(work_name, waited_as):
+                log.info("%s/%s has expired, and is a pool's: it waits again", files.work, work_name)
+                self._taking(files.queue).listing.drop()
+        except FileExistsError:
+            log.warning("%s/%s waits already: this copy of it stays in work", files.path, waited_as)
+        return True
 
     def _give_back(
         self,
@@ -572,6 +633,8 @@ def _checked(number: int | None, what: str) -> int | None:
         raise TypeError(f"{what} is a whole number, not {number!r}")
     if number < 0:
         raise ValueError(f"{what} is {number}, but must be 0 or more: 0 is the most urgent")
+    if number > PRIORITY_MAX:
+        raise ValueError(f"{what} has too many digits: {PRIORITY_MAX} is the greatest")
     return number
 
 

@@ -9,12 +9,15 @@ Requeueing is three steps, and what lies in work/ between them is a claim that e
    timeout and all else stay.
 3. put_back: it waits, under the new priority.
 
-A crash before 3 counts as one more requeue when the minute is over; nothing is lost or there twice.
+After a crash before 3 it is done again when the minute is over; nothing is lost or there twice.
+That it was counted already is seen where the priority is a new one, else it is counted once more.
+What fails instead gets its old name back, so that its holder can try again by it.
 See also: files (the steps), tests/unit/test_ddmq_faults (Q11: every order of them).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -26,11 +29,12 @@ from workers.ddmq.errors import CorruptError
 from workers.ddmq.files import QueueFiles
 from workers.ddmq.flat_yaml import Value
 from workers.ddmq.message import Message
-from workers.ddmq.names import parse_work
+from workers.ddmq.names import PRIORITY_MAX, WAITING_MAX, parse_work
 from workers.ddmq.settings import whole
 
 log = logging.getLogger(__name__)
 
+COUNTER_MAX = 10**9
 OURS_S = 60  # a claim that is being requeued is left alone by others for so long
 NO_MESSAGE = {
     errno.ELOOP: "is a symbolic link",
@@ -86,8 +90,8 @@ def is_at_limit(message: Message) -> bool:
 def requeue_priority(message: Message, settings: Mapping[str, Value]) -> int:
     """The priority that the message gets: its own number, else the setting's."""
     if isinstance(message.requeue, int) and not isinstance(message.requeue, bool):
-        return max(message.requeue, 0)
-    return whole(settings, "requeue_prio")
+        return min(max(message.requeue, 0), PRIORITY_MAX)
+    return min(whole(settings, "requeue_prio"), PRIORITY_MAX)
 
 
 def give_back(
@@ -100,8 +104,8 @@ def give_back(
     """
     End the claim *work_name*: requeue it when *wants* says so of its message and its limit allows it, else remove it.
 
-    *message*, when given, is what is put back instead of the file's content. Raises OSError: then it is a claim still,
-    that expires.
+    *message*, when given, is what is put back instead of the file's content. Raises OSError, and CorruptError for a
+    *message* that JSON cannot hold: then it is the claim that it was.
     """
     now = int(files.now_s()) + OURS_S
     claim = parse_work(work_name)
@@ -113,23 +117,56 @@ def give_back(
     if ours is None:
         return Outcome.GONE
     try:
-        found = message or load(files, f"{files.work}/{ours}")
-    except CorruptError as error:
-        return Outcome.SET_ASIDE if set_aside(files, f"{files.work}/{ours}", error.message) else Outcome.GONE
-    if not wants(found) or is_at_limit(found):
-        return Outcome.REMOVED if files.remove(ours) else Outcome.GONE
-    return Outcome.REQUEUED if _put_back(files, ours, claim[1], found, settings) else Outcome.GONE
+        try:
+            found = message or load(files, f"{files.work}/{ours}")
+            is_written = message is None and _is_written(found, claim[1], settings)
+            if not wants(found) or (is_at_limit(found) and not is_written):
+                return Outcome.REMOVED if files.remove(ours) else Outcome.GONE
+            name, data = _requeued(found, claim[1], settings)
+        except FileNotFoundError:  # purged
+            return Outcome.GONE
+        except CorruptError as error:
+            if message is not None:
+                raise
+            return Outcome.SET_ASIDE if set_aside(files, f"{files.work}/{ours}", error.message) else Outcome.GONE
+        return Outcome.REQUEUED if _put_back(files, ours, name, None if is_written else data) else Outcome.GONE
+    except BaseException:
+        # Under the name that its holder knows, or it could not try again: in a minute a cleaning would remove it.
+        with contextlib.suppress(OSError):
+            files.system.rename(f"{files.work}/{ours}", f"{files.work}/{work_name}")
+        raise
 
 
-def _put_back(files: QueueFiles, work_name: str, waited_as: str, found: Message, settings: Mapping[str, Value]) -> bool:
-    """Let the message *found* of a claim that is ours alone wait again; False when the claim is gone."""
-    priority = requeue_priority(found, settings)
-    name = f"{priority}.{waited_as.partition('.')[2]}"
+def _requeued(found: Message, waited_as: str, settings: Mapping[str, Value]) -> tuple[str, bytes]:
+    """The name under which *found* waits again, and its content. Raises CorruptError for what cannot be written."""
+    name = _name_of(found, waited_as, settings)
+    priority = int(name.partition(".")[0])
     new = Message.json2msg(found.__dict__)
-    new.update({"priority": priority, "filename": name, "requeue_counter": _counter(found) + 1})
+    counter = min(_counter(found), COUNTER_MAX) + 1
+    # By the class, for the message may have a field of any name.
+    Message.update(new, {"priority": priority, "filename": name, "requeue_counter": counter})
+    try:
+        return name, Message.msg2json(new).encode()
+    except (TypeError, ValueError, RecursionError) as error:  # a number that is too long now, a nesting too deep
+        raise CorruptError(f"cannot be requeued: {error}") from None
+
+
+def _name_of(found: Message, waited_as: str, settings: Mapping[str, Value]) -> str:
+    """The name under which *found* is to wait again."""
+    name = f"{requeue_priority(found, settings)}.{waited_as.partition('.')[2]}"
+    return name if len(name) <= WAITING_MAX else waited_as  # else nobody could claim it
+
+
+def _is_written(found: Message, waited_as: str, settings: Mapping[str, Value]) -> bool:
+    """Whether *found* is what a requeue has left that ended after rewrite: it names itself as it was to wait then."""
+    return found.filename != waited_as and found.filename == _name_of(found, waited_as, settings)
+
+
+def _put_back(files: QueueFiles, work_name: str, name: str, data: bytes | None) -> bool:
+    """Let a claim that is ours alone wait again as *name*, with *data* if any is new; False when it is gone."""
     # ORDER: rewrite, then put back. A message that waits belongs to whoever takes it, and may not change.
     # See test_Q11_every_order_of_two_cleaners_and_an_ack_keeps_one_message.
-    if not files.rewrite(work_name, new.msg2json().encode()):
+    if data is not None and not files.rewrite(work_name, data):
         return False
     try:
         return files.put_back(work_name, name)

@@ -7,6 +7,8 @@ files - the engine of ddmq: one file for each message, its state in its name and
     in ROOT/QUEUE/work   EXPIRY.PRIO.NUMBER.ddmqID    is claimed until EXPIRY, seconds since 1970
     in ROOT              .HEX.tmp                     is being written, by us; no reader looks at it
 
+Who may not write in ROOT writes his .HEX.tmp in ROOT/QUEUE/work.
+
 Every step is one rename or unlink that tells one caller alone that it was made, so of
 several who take, extend, put back or remove one message the others are told None or
 False. A claim is fenced by its EXPIRY: who has let it pass finds the name gone.
@@ -14,7 +16,7 @@ False. A claim is fenced by its EXPIRY: who has let it pass finds the name gone.
 Putting back with other content is touch() to an expiry of our own, rewrite(), put_back():
 killed anywhere in between it leaves a claim that expires, never a second copy.
 
-Raises: OSError as the kernel gave it.
+Raises: OSError as the kernel gave it; CorruptError for a file that is too large.
 Limits: ROOT and QUEUE are one filesystem. Where there is no RENAME_EXCHANGE, or a network filesystem loses the reply
 to a rename, a claim may look lost that was made: it expires.
 Long because: each verb is a call or three, and what others may do between them is told there.
@@ -30,6 +32,7 @@ import os
 import stat
 from collections.abc import Generator
 
+from workers.ddmq.errors import CorruptError
 from workers.ddmq.names import (
     TEMPORARY,
     WAITING,
@@ -49,7 +52,10 @@ WORK_DIRECTORY = "work"
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 OPEN_BODY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 FILE_MODE = 0o666
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 READ_SIZE = 1 << 16
+READ_MAX = 1 << 30  # a file of more bytes is no message: who read it would need several times that memory
+TOO_LARGE = f"is larger than {READ_MAX >> 20} MiB"
 # What a rename with a flag, and a hard link, fail with where there is no such thing.
 NO_SUCH_CALL = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
 CLOCK_NS = 10 * 10**9  # for so long a look at the filesystem's clock is good; the two clocks drift by less than 1 ms
@@ -131,6 +137,7 @@ class QueueFiles:
         The content of the file *path* and its stat.
 
         Raises OSError: FileNotFoundError when it is gone, ELOOP for a symbolic link, EINVAL for what is no file.
+        CorruptError for more than READ_MAX bytes.
         """
         system = self.system
         fd = system.open(path, OPEN_BODY)
@@ -138,11 +145,15 @@ class QueueFiles:
             found = system.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 raise OSError(errno.EINVAL, "is no regular file", path)
+            if found.st_size > READ_MAX:
+                raise CorruptError(TOO_LARGE)
             # One byte more: a read that is short has met the end, and no second one is needed to see that.
             data = system.read(fd, found.st_size + 1)
             if len(data) != found.st_size:
                 while part := system.read(fd, READ_SIZE):
                     data += part
+                    if len(data) > READ_MAX:
+                        raise CorruptError(TOO_LARGE)
         finally:
             system.close(fd)
         return data, found
@@ -154,7 +165,8 @@ class QueueFiles:
 
     def touch(self, work_name: str, expiry: int) -> str | None:
         """Let the claim last until *expiry*: its new name, or None when it is gone. One rename."""
-        later = f"{expiry}.{work_name.partition('.')[2]}"
+        claim = parse_work(work_name)
+        later = f"{expiry}.{claim[1] if claim else work_name.partition('.')[2]}"
         return later if self._rename(f"{self.work}/{work_name}", f"{self.work}/{later}") else None
 
     def put_back(self, work_name: str, name: str) -> bool:
@@ -226,7 +238,7 @@ class QueueFiles:
         Now by the filesystem's clock, seconds since 1970: the same for all its hosts.
 
         A local filesystem's is the kernel's own. On a network one it is the mtime of a file made for it, at most every
-        ten seconds.
+        ten seconds, or where none can be made (a full disk, a quota) that of work/, touched.
         """
         system = self.system
         if not self.is_network:
@@ -234,8 +246,13 @@ class QueueFiles:
         since_ns = system.boottime_ns()
         looked_ns, at_ns = self._clock_ns
         if not at_ns or not 0 <= since_ns - looked_ns < CLOCK_NS:
-            looked_ns, at_ns = since_ns, self._probe_ns()
-            self._clock_ns = looked_ns, at_ns
+            try:
+                looked_ns, at_ns = since_ns, self._probe_ns()
+                self._clock_ns = looked_ns, at_ns
+            except OSError:
+                if not at_ns:
+                    raise
+                # What was seen last, and our own clock from there on, is good enough to consume what fills the disk.
         return (at_ns + since_ns - looked_ns) / 1e9
 
     @property
@@ -246,24 +263,31 @@ class QueueFiles:
         return self._is_network
 
     def sweep_tmp(self, older_than_s: float) -> int:
-        """Remove what killed writers of ours have left in ROOT, when it is that old; how many. Raises OSError."""
+        """
+        Remove what killed writers of ours have left, when it is that old; how many.
+
+        What cannot be removed (another user's, a directory of such a name) is left. Raises OSError.
+        """
         before_ns, count = (self.now_s() - older_than_s) * 1e9, 0
-        with self.system.scandir(self.root) as entries:
-            names = [entry.name for entry in entries if TEMPORARY.match(entry.name)]
-        for name in names:
-            path = os.path.join(self.root, name)
-            with contextlib.suppress(FileNotFoundError):
-                if self.system.lstat(path).st_mtime_ns < before_ns:
-                    count += self._unlink(path)
+        for directory in (self.root, self.work):
+            try:
+                with self.system.scandir(directory) as entries:
+                    names = [entry.name for entry in entries if TEMPORARY.match(entry.name)]
+            except FileNotFoundError:
+                continue
+            for name in names:
+                path = os.path.join(directory, name)
+                with contextlib.suppress(OSError):
+                    if self.system.lstat(path).st_mtime_ns < before_ns:
+                        count += self._unlink(path)
         return count
 
     # ---- for those who write beside the messages
 
     def write_temporary(self, data: bytes, *, durable: bool) -> str:
-        """Write *data* to a new file in ROOT that no reader looks at: its path. Nothing is left after an OSError."""
+        """Write *data* to a new file that no reader looks at: its path. Nothing is left after an OSError."""
         system = self.system
-        path = os.path.join(self.root, f".{system.random_bytes(16).hex()}.tmp")
-        fd = system.open(path, CREATE, FILE_MODE)
+        fd, path = self._open_temporary()
         try:
             try:
                 written = system.write(fd, data) if data else 0
@@ -340,8 +364,34 @@ class QueueFiles:
             return False
         return True
 
+    def _open_temporary(self) -> tuple[int, str]:
+        """
+        Open a new file, in ROOT where that is allowed, else in work/; and its path.
+
+        Not always in work/: an original that deletes the queue cannot while such a file is there.
+        """
+        name = f".{self.system.random_bytes(16).hex()}.tmp"
+        path = os.path.join(self.root, name)
+        try:
+            return self.system.open(path, CREATE, FILE_MODE), path
+        except OSError as error:
+            if error.errno not in FORBIDDEN:
+                raise
+            path = os.path.join(self.work, name)
+            try:
+                return self.system.open(path, CREATE, FILE_MODE), path
+            except OSError:
+                raise error from None
+
     def _probe_ns(self) -> int:
-        probe = self.write_temporary(b"", durable=False)
+        try:
+            probe = self.write_temporary(b"", durable=False)
+        except OSError as error:
+            try:
+                self.system.utime(self.work)
+                return self.system.lstat(self.work).st_mtime_ns
+            except OSError:
+                raise error from None
         try:
             return self.system.lstat(probe).st_mtime_ns
         finally:

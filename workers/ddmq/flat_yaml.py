@@ -6,7 +6,7 @@ quotes, null, booleans, whole and decimal numbers, text. All else is an error th
 which line and what to write instead; nothing is guessed.
 
 Written is, byte for byte, what yaml.dump(settings, default_flow_style=False) writes, but
-for text of several lines or with spaces beyond column 80: that is kept on one line.
+for text of several lines, or with spaces or escapes beyond column 80: that is kept on one line.
 
 Raises: SettingsError.
 Source: YAML 1.1 as PyYAML resolves it (yes and on are booleans, 1e3 is text, 010 would be octal).

@@ -4,6 +4,9 @@ names - what ddmq calls its messages and queues
 A waiting message is PRIO.NUMBER.ddmqID, a claimed one EXPIRY.PRIO.NUMBER.ddmqID. NUMBER is
 the time of publishing without its decimal point: ten digits of seconds, then those of
 the fraction as far as they are not zero, so it is compared as text, from the left.
+EXPIRY may have a fraction: an original adds whatever a message's timeout is.
+
+The format knows no limits, a file's name has 255 bytes: so what we publish has some.
 
 See also: files (what is done with them).
 """
@@ -14,9 +17,13 @@ import re
 from typing import NamedTuple
 
 WAITING = re.compile(r"\A([0-9]+)\.([0-9]+)\.ddmq([0-9A-Za-z]+)\Z")
-WORK = re.compile(r"\A([0-9]+)\.([0-9]+\.[0-9]+\.ddmq[0-9A-Za-z]+)\Z")
+WORK = re.compile(r"\A([0-9]+)(\.[0-9]+)?\.([0-9]+\.[0-9]+\.ddmq[0-9A-Za-z]+)\Z")
 TEMPORARY = re.compile(r"\A\.[0-9a-f]{32}\.tmp\Z")  # of ours; the originals take *.ddmq* for messages, and skip this
 NEW_QUEUE = re.compile(r"\A[a-zA-Z0-9_-]+\Z")
+NEW_QUEUE_MAX = 240  # bytes; a pool writes more behind it
+PRIORITY_MAX = 10**18 - 1
+TIMEOUT_MAX_S = 10**11  # three thousand years: an expiry has twelve digits at most
+WAITING_MAX = 255 - len("123456789012.")  # bytes of a name that can still be claimed
 
 
 class Waiting(NamedTuple):
@@ -34,9 +41,9 @@ def parse_waiting(name: str) -> Waiting | None:
 
 
 def parse_work(name: str) -> tuple[int, str] | None:
-    """Expiry of a claim, and the name under which the message waited; None when *name* is none."""
+    """The second in which a claim has expired, and the name under which it waited; None when *name* is none."""
     found = WORK.match(name)
-    return (int(found[1]), found[2]) if found else None
+    return (int(found[1]) + bool(found[2]), found[3]) if found else None
 
 
 def waiting_key(name: str) -> str:
@@ -74,4 +81,6 @@ def check_new_queue(queue: object) -> str:
     checked = check_queue(queue)
     if not NEW_QUEUE.match(checked):
         raise ValueError(f"{queue!r} cannot be the name of a queue: letters, digits, '_' and '-' only")
+    if len(checked) > NEW_QUEUE_MAX:
+        raise ValueError(f"the name of a queue has {len(checked)} letters, but may have {NEW_QUEUE_MAX}: {checked}")
     return checked

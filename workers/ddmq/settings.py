@@ -4,9 +4,10 @@ settings - the files ddmq.yaml of root and queues, and which value counts
     built-in default  <  ROOT/ddmq.yaml  <  ROOT/QUEUE/ddmq.yaml  <  the message's own
 
 A queue's file is made with all the defaults in it, so there a value that is the built-in
-default says nothing, and the root's counts. A file that lacks some of the five was written
-by hand, and in it each value is meant: who wants the default back for one queue below a
-root that overrides it removes one of the other lines. *cleaned* is the queue's own.
+default says nothing, and the root's counts. A file that lacks one of the four that are
+somebody's wish was written by hand, and in it each value is meant: who wants the default
+back for one queue below a root that overrides it removes one of the other lines. The fifth,
+*cleaned*, is the queue's own and no wish: each cleaning writes it, so it is not asked for.
 
 An update is a new file that is renamed over the old one: no reader sees half of it, and of
 two of ours, which lock the directory, none undoes what the other wrote.
@@ -70,10 +71,15 @@ class SettingsFiles:
         of_queue, own = self._current(queue)
         known = self._effective.get(queue)
         if known is None or known[0] != (of_root, of_queue):
-            if own.keys() >= defaults.keys():
+            if own.keys() >= defaults.keys() - {"cleaned"}:
                 own = {key: value for key, value in own.items() if key == "cleaned" or value != defaults.get(key)}
             known = self._effective[queue] = (of_root, of_queue), _over(_over(defaults, root), own)
         return known[1]
+
+    def forget(self, queue: str) -> None:
+        """Let go of what was read for *queue*."""
+        self._read.pop(queue, None)
+        self._effective.pop(queue, None)
 
     def write_new(self, queue: str, text: str) -> None:
         """Make the file of *queue* with *text*. Raises FileExistsError when there is one."""

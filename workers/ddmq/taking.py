@@ -3,7 +3,8 @@ taking - the next messages of a queue, claimed
 
 A message is read, then claimed by one rename; who loses the race goes on to the next one. A file
 that is no message does not stop the queue: one that an original may still be writing is left
-for the next time, any other is set aside; one that may not be read is left, and logged once.
+for the next time, any other is set aside; one that may not be read, or whose name leaves no
+room for an expiry, is left, and logged once.
 
 See also: listing (which is next), files (the claim), aside, broker.consume.
 """
@@ -22,6 +23,7 @@ from workers.ddmq.files import QueueFiles
 from workers.ddmq.flat_yaml import Value
 from workers.ddmq.listing import Listing
 from workers.ddmq.message import Message
+from workers.ddmq.names import TIMEOUT_MAX_S
 from workers.ddmq.settings import whole
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ def expiry_of(files: QueueFiles, timeout: object, settings: Mapping[str, Value])
     seconds = whole(settings, "message_timeout")
     if isinstance(timeout, int | float) and 0 < timeout < math.inf:
         seconds = math.ceil(timeout)
-    return int(files.now_s()) + seconds
+    return int(files.now_s()) + min(seconds, TIMEOUT_MAX_S)
 
 
 class Taking:
@@ -95,7 +97,13 @@ class Taking:
             return None
         if found is None:
             return None
-        work_name = files.take(name, expiry_of(files, found.timeout, settings))
+        try:
+            work_name = files.take(name, expiry_of(files, found.timeout, settings))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            self._leave(f"{files.path}/{name}", error)  # there is no room for an expiry in front
+            return None
         if work_name is None:
             self._is_alone = False
             return None
