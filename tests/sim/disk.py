@@ -32,9 +32,10 @@ class Change(NamedTuple):
     One change, told after it was made.
 
     Attributes:
-        call: create, write, rename, link, unlink, mkdir, rmdir, utime, chmod, fsync, fsync_directory, syncfs.
+        call: create, write, rename, exchange, link, unlink, mkdir, rmdir, utime, chmod, fsync, fsync_directory,
+            syncfs.
         by: the process; inode: what was changed. source and target are paths, "" where there is none.
-        replaced: the inode that a rename put out of its way.
+        replaced: the inode that a rename put out of its way, or an exchange at *source*.
     """
 
     call: str
@@ -57,6 +58,7 @@ class Inode:
     links: int = 1
     mode: int = 0o644
     entries: dict[str, Inode] = field(default_factory=dict)
+    locker: Any = None  # the process that has it locked
 
     @property
     def is_directory(self) -> bool:
@@ -198,6 +200,14 @@ class Disk:
         self._stamp(old, new)
         inode.ctime_ns = old.ctime_ns  # a directory that is moved keeps the time of its contents
         self._tell("rename", by, inode, source, target, there)
+
+    def exchange(self, by: Any, source: str, target: str) -> None:
+        """renameat2(2) with RENAME_EXCHANGE, of two files."""
+        (old, old_name), (new, new_name) = self._parent(source), self._parent(target)
+        one, other = self.inode(source), self.inode(target)
+        old.entries[old_name], new.entries[new_name] = other, one
+        self._stamp(one, other, old, new)
+        self._tell("exchange", by, one, source, target, other)
 
     def _move_below(self, source: str, target: str) -> None:
         for path in [path for path in self.directories if path == source or path.startswith(f"{source}/")]:

@@ -45,9 +45,10 @@ FAIL, STAY, LOST = "fails", "fails from there on", "is done, its reply lost"
 AWAY = "finds the mount away"
 CRASH, TOLD, MEET = "ends the process", "ends the process, of which its keeper is told", "is late"
 
-CREATES = frozenset({"write", "pwrite", "mkdir", "link", "rename", "rename_noreplace", "fsync", "syncfs"})  # wants room
+RENAMES = frozenset({"rename", "rename_noreplace", "rename_exchange"})
+CREATES = RENAMES | {"write", "pwrite", "mkdir", "link", "fsync", "syncfs"}  # wants room
 CHANGES = CREATES | {"unlink", "rmdir", "utime", "chmod"}
-FINDS = frozenset({"scandir", "mkdir", "link", "rename", "rename_noreplace"})  # wants a directory to be there
+FINDS = RENAMES | {"scandir", "mkdir", "link"}  # wants a directory to be there
 ONCE = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.ESTALE, errno.EACCES, errno.EINTR)
 LOST_CODES = (errno.EIO, errno.ETIMEDOUT, errno.ESTALE)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from tests.sim.board import Board
-from tests.sim.disk import Disk, Entry, Inode
+from tests.sim.disk import FILE, Disk, Entry, Inode
 from workers.system import System
 
 START_NS = 1_780_000_000 * 10**9  # of the disk's clock
@@ -27,11 +27,11 @@ UMASK = 0o022
 
 # By path: another process can see these, or be seen by them.
 NAMED = (
-    "rename", "rename_noreplace", "link", "unlink", "mkdir", "rmdir", "listdir", "scandir", "open", "lstat", "stat",
-    "statvfs", "utime", "chmod", "mkdir_at",
+    "rename", "rename_noreplace", "rename_exchange", "link", "unlink", "mkdir", "rmdir", "listdir", "scandir", "open",
+    "lstat", "stat", "statvfs", "utime", "chmod", "mkdir_at",
 )  # fmt: skip
 # By descriptor: of an inode that nobody else writes.
-OPENED = ("close", "read", "write", "pread", "pwrite", "unread", "fstat", "fsync", "syncfs")
+OPENED = ("close", "read", "write", "pread", "pwrite", "unread", "fstat", "fsync", "syncfs", "lock", "memory_file")
 OTHERS = ("boottime_ns", "wall_ns", "sleep", "advance", "start_ticks")
 
 
@@ -59,7 +59,11 @@ OnWord = Callable[[str, tuple[int, int, int], Callable[[], int]], int]  # "reads
 
 
 class World:
-    """One disk, its clock, and the processes on it. *moved_ns* has passed since the start. *exact* is the disk's."""
+    """
+    One disk, its clock, and the processes on it. *moved_ns* has passed since the start. *exact* is the disk's.
+
+    *has_flags*: its renames know not to replace, and to exchange; those of NFS do not.
+    """
 
     def __init__(
         self,
@@ -68,7 +72,9 @@ class World:
         network: str | None = None,
         exact: bool = False,
         counts_links: bool = True,
+        has_flags: bool = True,
     ) -> None:
+        self.has_flags = has_flags
         self.scheduler: Scheduler = scheduler or STRAIGHT
         self.network = network
         self.moved_ns = 0
@@ -128,7 +134,16 @@ class Process(System):
         self.disk.rename(self, source, target)
 
     def _rename_noreplace(self, source: str, target: str) -> None:
+        self._check_flags()
         self.disk.rename(self, source, target, is_replacing=False)
+
+    def _rename_exchange(self, source: str, target: str) -> None:
+        self._check_flags()
+        self.disk.exchange(self, source, target)
+
+    def _check_flags(self) -> None:
+        if not self.world.has_flags:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     def _link(self, source: str, target: str) -> None:
         self.disk.link(self, source, target)
@@ -191,8 +206,19 @@ class Process(System):
         return file if isinstance(file, Inode) else None
 
     def _close(self, fd: int) -> None:
-        self._file(fd)
+        file = self._file(fd)
+        if isinstance(file, Inode) and file.locker is self:  # nobody opens one twice
+            file.locker = None
         del self._files[fd], self._offsets[fd]
+
+    def _lock(self, fd: int) -> None:
+        file = self.opened(fd)
+        if file.locker not in (None, self) and not file.locker.has_crashed:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        file.locker = self
+
+    def _memory_file(self, data: bytes) -> int:
+        return self.hold(Inode((self.pid, -1), FILE, 0, 0, data))
 
     def _file(self, fd: int) -> Any:
         if fd not in self._files:

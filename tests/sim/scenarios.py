@@ -8,8 +8,8 @@ operator, P, R put, T is the time. In *dying* are those that may be killed, at a
 call; in *losing* those whose replies may be lost, or whose calls may fail.
 
 See also: explore (who walks them), cast (who acts), scenarios_claims, scenarios_leases,
-scenarios_puts, scenarios_others, test_schedules, schedules (the command); scenarios_dirq and
-scenarios_dirq_pools, whose names begin with DIRQ.
+scenarios_puts, scenarios_others, test_schedules, schedules (the command); those of other
+formats, whose names begin with one of FOREIGN.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Finish = Callable[[World, Ledger], object]
 
 MODULES = (
     "scenarios_claims", "scenarios_leases", "scenarios_puts", "scenarios_others", "scenarios_dirq",
-    "scenarios_dirq_pools",
+    "scenarios_dirq_pools", "scenarios_ddmq", "scenarios_ddmq_pools",
 )  # fmt: skip
-DIRQ = "dirq_"  # so begin the names of those that are no spool's
+FOREIGN = ("dirq_", "ddmq_")  # so begin the names of those that are no spool's
 SETTLES = ("done", "retry", "reject", "release", "forward", "forward anew")
 SHORT: dict[str, Scenario] = {}
 LONG: dict[str, Scenario] = {}

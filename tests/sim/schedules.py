@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from multiprocessing import Pool
 
 from tests.sim.explore import Report, Violation, explore, replay
-from tests.sim.scenarios import DIRQ, LONG, SHORT, load
+from tests.sim.scenarios import FOREIGN, LONG, SHORT, load
 
 STATES_MAX = 400_000  # a gigabyte
 
@@ -37,22 +37,26 @@ def main(arguments: Sequence[str]) -> int:
     wanted = [name for name in known if name in asked.names or any(part in name for part in asked.names or [""])]
     if not wanted:
         parser.error("no scenario has that in its name; these are known:\n" + "\n".join(known))
-    spool, dirq, found, began = Report("sum of the spool's"), Report("sum of dirq's"), 0, time.monotonic()
+    sums = {prefix: Report(f"sum of {prefix.strip('_') or 'the spool'}'s") for prefix in ("", *FOREIGN)}
+    found, began = 0, time.monotonic()
     with Pool(os.cpu_count()) as pool:
         for report, seconds, violation in pool.imap_unordered(_walk, wanted):
             print(f"{report}  {seconds:.1f} s", flush=True)  # noqa: T201 - a command
             if violation:
                 found += 1
                 print(violation, flush=True)  # noqa: T201 - a command
-            total = dirq if report.scenario.startswith(DIRQ) else spool
+            total = sums[_prefix(report.scenario)]
             total.states += report.states
             total.ends += report.ends
             total.schedules += report.schedules
-    count = sum(name.startswith(DIRQ) for name in wanted)
-    for number, total in ((len(wanted) - count, spool), (count, dirq)):
-        print(f"{number} scenarios, {total}")  # noqa: T201 - a command
+    for prefix, total in sums.items():
+        print(f"{sum(_prefix(name) == prefix for name in wanted)} scenarios, {total}")  # noqa: T201 - a command
     print(f"{found} failed  {time.monotonic() - began:.0f} s")  # noqa: T201 - a command
     return 1 if found else 0
+
+
+def _prefix(name: str) -> str:
+    return next((prefix for prefix in FOREIGN if name.startswith(prefix)), "")
 
 
 def _walk_again(name: str, trail: Sequence[int | tuple[int, str]]) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 from tests.sim.disk import Disk, Inode
 
 Thing = tuple[object, bool]  # and whether it is changed
-CHANGING = frozenset({"rename", "rename_noreplace", "link", "unlink", "mkdir", "rmdir"})
+CHANGING = frozenset({"rename", "rename_noreplace", "rename_exchange", "link", "unlink", "mkdir", "rmdir"})
 ATTRIBUTES = CHANGING | {"stat", "lstat", "utime", "chmod"}
 CLOCK, STAMP = "clock", "stamp"  # STAMP: the time that a change leaves on a file; on its own it makes no step shared
 
@@ -56,6 +56,9 @@ def attributes(name: str, arguments: tuple[Any, ...], disk: Disk, opened: Inode 
     if opened is not None:
         if name in ("write", "pwrite"):
             return [(("data", opened.number), True), (opened.number, True), (STAMP, False)]
+        if name == "lock" or (name == "close" and opened.locker):
+            whose = [(("process", opened.locker.pid), False)] if opened.locker else []
+            return [(("lock", opened.number), True), *whose]
         return [(opened.number if name == "fstat" else ("data", opened.number), False)]
     if name == "mkdir_at":
         where, last = arguments
