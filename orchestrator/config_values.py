@@ -26,6 +26,7 @@ from pathlib import Path
 
 from workers.board import WORKERS_MAX
 from workers.queues.dirq_url import parse_options
+from workers.queues.mqueue_state import split_options
 from workers.queues.open import SCHEMES, split_set
 
 KNOWN = SCHEMES  # of queue URLs that there is a protocol for
@@ -150,8 +151,11 @@ def absolute_url(url: str, directory: str | None) -> str:
     if scheme == "set":
         return "set:" + ",".join(absolute_url(member, directory) for member in split_set(path))
     if scheme == "mqueue":
-        if not MQUEUE.match(path):
-            raise ValueError(f"must be mqueue:/NAME, with one slash and at most 255 bytes, not {shown(url)}")
+        if not MQUEUE.match(split_options(path)[0]):
+            raise ValueError(
+                "must be mqueue:/NAME or mqueue:/NAME?state_dir=DIRECTORY, the name with one slash and at most 255 "
+                f"bytes, not {shown(url)}"
+            )
         return f"mqueue:{path}"
     path, mark, options = path.partition("?") if scheme in WITH_OPTIONS else (path, "", "")
     if mark:

@@ -105,7 +105,7 @@ class FakeSystem(System):
 
         def hook(name: str, arguments: tuple[Any, ...]) -> None:
             if name in calls.split():
-                raise OSError(code, os.strerror(code), *arguments[:1])
+                raise OSError(code, os.strerror(code), *[part for part in arguments[:1] if isinstance(part, str)])
 
         self.before = hook
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from workers.posix_mq import unlink
-from workers.queues.mqueue import state_directory
+from workers.queues.mqueue_state import state_directory
 from workers.system import SYSTEM
 
 README = Path(__file__).resolve().parents[2] / "README.md"

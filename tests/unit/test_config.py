@@ -450,6 +450,15 @@ def test_urls_are_made_absolute_by_text_alone():
             absolute_url(wrong, None)
 
 
+def test_a_queue_of_the_kernel_may_say_where_its_state_lies():
+    assert absolute_url("mqueue:/q", "/base") == "mqueue:/q"
+    assert absolute_url("MQUEUE:/q?state_dir=/x", "/base") == "mqueue:/q?state_dir=/x"
+    assert base_name("mqueue:/q?state_dir=/x") == "q"
+    for wrong in ("q", "/", "/a/b", "/..", "/?state_dir=/x", "/q?state_dir=x", "/q?state_dir=", "/q?mode=600"):
+        with pytest.raises(ValueError, match=r"must|no option"):
+            absolute_url(f"mqueue:{wrong}", "/base")
+
+
 def test_the_options_of_a_directory_queue_stay_behind_its_absolute_path():
     for kind in ("dirq", "dirq-simple"):
         assert absolute_url(f"{kind}:a//b/?umask=022&rndhex=7", "/base") == f"{kind}:/base/a/b?umask=022&rndhex=7"

@@ -1117,6 +1117,18 @@ def test_counts_that_cannot_be_put_in_their_place_leave_nothing(pool):
     assert pool.queue.claim() is None  # it is released when its crash can be counted
 
 
+def test_on_a_full_disk_what_a_dead_worker_had_waits_again_and_nothing_else_is_kept_from_it(pool, caplog):
+    put(pool)
+    settle(pool.queue, "retry", pool.claim())
+    _, owner = hold(pool)
+    pool.keeper_system.fail_all("write", errno.ENOSPC)
+    pool.keeping.release_owner(owner, "died")
+    pool.rounds(3)
+    depth = pool.queue.depth()
+    assert (depth.waiting, depth.claimed, depth.deferred) == (2, 0, 0)
+    assert "counts of" in caplog.text
+
+
 def test_no_counts_are_read_while_there_are_none(pool):
     put(pool)
     pool.system.calls.clear()

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tests.rig import ERRNOS, World
 from tests.rig_mq import names as queue_names
 from tests.rig_mqueue import MQUEUE_SETTINGS, Locks, MqSystem, MqueuePool, make_queue
 from tests.waiting import until
-from workers.board import Q, WorkerText
+from workers.board import Board, Q, WorkerText
 from workers.errors import (
     ClaimLost,
     KeeperGone,
@@ -33,11 +33,13 @@ from workers.errors import (
 )
 from workers.message import Claim, Message
 from workers.posix_mq import Mq, unlink
-from workers.queues import mqueue, names
-from workers.queues.base import Settings
-from workers.queues.mqueue import Mqueue, state_directory
+from workers.queues import mqueue, mqueue_state, names
+from workers.queues.base import Consumer, Settings
+from workers.queues.beside import Counts
+from workers.queues.mqueue import Mqueue
 from workers.queues.mqueue_keep import COUNTS_S_MAX, UNFOLLOWED_S
-from workers.queues.mqueue_look import name_of
+from workers.queues.mqueue_look import name_of, priority_of
+from workers.queues.mqueue_state import split_options, state_directory
 from workers.queues.open import open_queue
 from workers.system import System
 from workers.worker import at_descriptor, waiting_at
@@ -201,17 +203,152 @@ def test_the_state_directory_is_the_systems_for_root_and_the_users_else(monkeypa
     assert state_directory(Somebody(7)) == "/home/me/.local/state/orchestrator/mqueue"
 
 
+def test_a_state_directory_in_the_url_is_the_one_of_the_settings(make, tmp_path, monkeypatch):
+    """So the commands reach it, whatever HOME they have."""
+    pool = make()
+    put(pool)
+    settle(pool.queue, "reject", pool.claim())
+    monkeypatch.setenv("XDG_STATE_HOME", "/elsewhere")
+    monkeypatch.setattr(mqueue_state, "state_directory", lambda _: "/elsewhere")
+    with open_queue(f"mqueue:{pool.name}?state_dir={tmp_path}/state") as queue:
+        assert [line.name for line in queue.list("errors")] == [NAME]
+        assert queue.show(NAME)
+        queue.pause()
+        pool.rounds()
+        assert pool.words[Q.PAUSED]
+        queue.resume()
+        assert queue.requeue(NAME) == 1
+    pool.rounds()
+    assert pool.claim().name == NAME
+
+
+@pytest.mark.parametrize(
+    ("rest", "what"),
+    [("?state_dir=x", "absolute path"), ("?state_dir=", "absolute path"), ("?mode=600", "no option 'mode'"),
+     ("?state_dir", "absolute path")],
+)  # fmt: skip
+def test_an_option_that_is_none_is_refused(name, rest, what):
+    with pytest.raises(QueueRefused, match=what):
+        open_queue(f"mqueue:{name}{rest}")
+    assert split_options("/q?state_dir=/a&state_dir=/b?c=d") == ("/q", "/b?c=d")
+
+
+@pytest.mark.parametrize("environment", [{}, {"XDG_STATE_HOME": "state"}, {"HOME": "home"}])
+def test_no_state_goes_into_a_directory_that_depends_on_where_we_are(name, tmp_path, monkeypatch, environment):
+    """Neither HOME nor a passwd entry, as in a container; who only puts needs none."""
+
+    class Somebody(System):
+        geteuid = staticmethod(lambda: 54321)
+
+    for variable in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    if not environment:
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+    with Mqueue(name, system=Somebody(), shared=str(tmp_path / "none")) as queue:
+        queue.put(BODY)
+        assert queue.depth().waiting == 1
+        for act in (queue.make_places, queue.pause):
+            with pytest.raises(QueueRefused, match=r"is no absolute path.*set state_dir"):
+                act()
+    queue = Mqueue(name, Settings(state_dir="state"), shared=str(tmp_path / "none"))
+    with queue, pytest.raises(QueueRefused, match="state is no absolute path"):
+        queue.make_places()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_state_directory_that_somebody_else_has_made_is_refused_and_nothing_of_it_sent(make):
+    """Its name can be foretold, so in a shared directory another user may be first."""
+    pool = make()
+    put(pool)
+    settle(pool.queue, "reject", pool.claim())
+    for path, mode in ((pool.beside(), 0o777), (pool.beside("deferred"), 0o777), (pool.beside("errors"), 0o722)):
+        before = path.stat().st_mode & 0o777
+        path.chmod(mode)
+        for act in (pool.keeper.open, pool.queue.pause, lambda: pool.queue.requeue(NAME)):
+            with pytest.raises(QueueRefused, match=rf"{path} is in the way.*nobody else's.*set state_dir"):
+                act()
+        path.chmod(before)
+    real = pool.keeper_system.geteuid
+    pool.keeper_system.geteuid = lambda: real() + 1
+    with pytest.raises(QueueRefused, match=r"is in the way.*yours"):
+        pool.keeper.open()
+    pool.keeper_system.geteuid = real
+    pool.keeper.open()
+    assert pool.everything() == {"errors": [BODY]}
+
+
+@pytest.mark.parametrize(("length", "is_long"), [(243, False), (244, True)])
+def test_a_name_that_leaves_no_room_for_its_state_directory_is_refused_with_the_reason(
+    fresh_name, tmp_path, length, is_long
+):
+    name = fresh_name().ljust(length + 1, "x")
+    with Mqueue(name, Settings(create=True, state_dir=str(tmp_path)), shared=str(tmp_path)) as queue:
+        unlink(name)
+        with pytest.raises(QueueRefused, match="243 bytes at most") if is_long else nullcontext():
+            queue.make_places()
+
+
+class Permitted(System):
+    """One to whom only *access* is permitted."""
+
+    def __init__(self, access: str) -> None:
+        self._access = access
+
+    def mq_open(self, name, *, access="rw", **more):
+        if access != self._access:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return super().mq_open(name, access=access, **more)
+
+
+@pytest.mark.parametrize(("access", "what"), [("r", "read"), ("w", "written")])
+def test_a_pool_that_may_not_read_and_write_is_refused_with_who_may(name, tmp_path, access, what):
+    with Mqueue(name, Settings(state_dir=str(tmp_path)), system=Permitted(access), shared=str(tmp_path)) as queue:
+        assert queue.depth().waiting == 0
+        consumer = Consumer("one", *one_board(queue))
+        refused = rf"may only be {what} by uid {os.geteuid()} \(it is uid {os.geteuid()}'s, mode 600\).*--mode"
+        with pytest.raises(QueueRefused, match=refused):
+            queue.keeper(consumer).open()
+
+
+def test_a_pool_whose_queue_was_made_anew_for_others_says_so(pool, monkeypatch):
+    unlink(pool.name)
+    make_queue(pool.name)
+    for system in (pool.system, pool.keeper_system):
+        monkeypatch.setattr(system, "mq_open", Permitted("r").mq_open)
+    for act in (pool.keeper.keep, pool.queue.claim):
+        with pytest.raises(QueueUnavailable, match="may only be read by uid"):
+            act()
+
+
+def test_a_put_where_we_may_only_read_says_that_it_is_not_permitted(name, tmp_path):
+    queue = Mqueue(name, Settings(state_dir=str(tmp_path)), system=Permitted("r"))
+    with queue, pytest.raises(QueueUnavailable, match="Permission denied"):
+        queue.put(BODY)
+
+
 def test_what_is_kept_is_its_users_alone(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(mqueue, "state_directory", lambda _: str(tmp_path / "a" / "b"))
+    monkeypatch.setattr(mqueue_state, "state_directory", lambda _: str(tmp_path / "a" / "b"))
     old = os.umask(0)
     try:
         queue = Mqueue(name, shared=str(tmp_path))
         queue.make_places()
+        queue.pause()
+        queue.beside.write_count(NAME, Counts(1, 1))
+        pool_of(queue)
+        for verb in ("retry", "reject"):
+            queue.put(BODY)
+            claim = queue.claim()
+            assert claim is not None
+            settle(queue, verb, claim)
     finally:
         os.umask(old)
-    made = [tmp_path / "a", tmp_path / "a" / "b", Path(queue.beside.path), Path(queue.receive_place.path)]
-    assert [path.stat().st_mode & 0o77 for path in made] == [0, 0, 0, 0]
     queue.close()
+    for path in tmp_path.rglob("*"):
+        assert path.stat().st_mode & 0o77 == 0, path
+    assert len(list(Path(queue.beside.path).rglob("*"))) > 8
 
 
 def test_where_there_is_no_memory_filesystem_messages_are_received_in_the_state_directory(name, tmp_path):
@@ -228,13 +365,7 @@ def test_a_state_directory_that_cannot_be_made_is_said_with_what_to_do(make):
 
 
 def test_a_queue_that_may_only_be_written_takes_messages(name, tmp_path):
-    class Forbidding(System):
-        def mq_open(self, name, *, access="rw", **more):
-            if access != "w":
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
-            return super().mq_open(name, access=access, **more)
-
-    with Mqueue(name, Settings(state_dir=str(tmp_path)), system=Forbidding()) as queue:
+    with Mqueue(name, Settings(state_dir=str(tmp_path)), system=Permitted("w")) as queue:
         queue.put(BODY)
         assert queue.depth().waiting == 1
 
@@ -389,16 +520,17 @@ def test_B4_a_consumer_that_is_killed_loses_no_message(name, tmp_path):
     assert not os.path.exists(queue.receive_place.path)
 
 
-def pool_of(queue: Mqueue) -> Mqueue:
-    """*queue* ready to claim from, with a keeper in this process that made its one round."""
-    from workers.board import Board  # noqa: PLC0415
-    from workers.queues.base import Consumer  # noqa: PLC0415
-
+def one_board(queue: Mqueue) -> tuple[Board, int, int]:
+    """A board, and the slots of *queue* and of its one worker."""
     board = Board.create()
     slot = board.take_queue("queue", queue.url)
-    consumer = Consumer(names.master_name("one", queue.system), board, slot, board.take_worker(slot, 0))
+    return board, slot, board.take_worker(slot, 0)
+
+
+def pool_of(queue: Mqueue) -> Mqueue:
+    """*queue* ready to claim from, with a keeper in this process that made its one round."""
     queue.make_places()
-    queue.attach(consumer)
+    queue.attach(Consumer(names.master_name("one", queue.system), *one_board(queue)))
     return queue
 
 
@@ -697,6 +829,50 @@ def test_a_retried_message_comes_back_with_its_priority_and_its_counts(pool):
     assert os.listdir(pool.beside("counts")) == []
 
 
+def test_counts_that_the_keeper_of_another_pool_wrote_are_known_at_the_claim(make):
+    """Though no round of our own keeper was since. So they are forgotten when it is done, and charged to no other."""
+    one, other = make(), make()
+    for _ in range(4):
+        put(one)
+        settle(one.queue, "retry", one.claim())
+        one.rounds(2)
+        claim = other.claim()
+        assert claim.attempt == 2
+        settle(other.queue, "done", claim)
+        assert os.listdir(one.beside("counts")) == []
+
+
+def test_no_counts_outlive_their_message_whenever_its_worker_is_killed(fresh):
+    """At any call of its settle: either it is there still, or so are no counts."""
+    for verb, when in itertools.product(("done", "retry", "reject"), ("before", "after")):
+        nth, is_killed = 0, True
+        while is_killed:
+            nth, is_killed, calls = nth + 1, False, []
+            pool = fresh()
+            claimed(pool)
+
+            def kill(call, _arguments, calls=calls, nth=nth):
+                calls.append(call)
+                if len(calls) >= nth:
+                    raise Killed
+
+            setattr(pool.system, when, kill)
+            try:
+                settle_once(verb)(pool)
+            except Killed:
+                is_killed = True
+            setattr(pool.system, when, None)
+            left = [seen.attempts for seen in pool.keeping.receive_place.seen() if seen.has_message]
+            assert left == [1] or os.listdir(pool.beside("counts")) == [], (verb, when, calls)
+
+
+def test_what_waits_again_after_a_time_limit_has_left_no_counts(pool):
+    claimed(pool)
+    pool.keeping.release_owner(pool.die(), "timeout")
+    assert pool.everything() == {"deferred": [BODY]}
+    assert os.listdir(pool.beside("counts")) == []
+
+
 def test_what_is_due_waits_for_room_and_no_message_is_lost_meanwhile(pool):
     put(pool)
     settle(pool.queue, "retry", pool.claim())
@@ -800,13 +976,92 @@ def test_one_that_cannot_come_back_keeps_no_other_from_it(pool):
     assert empty_count(pool.name) == 2
 
 
+def test_what_is_no_file_in_deferred_is_named_once_and_keeps_nothing_from_coming_back(pool, caplog):
+    due = f"1000000000.{pool.queue.beside.marked(name_of(b'link', 0), Counts(1, 0))}"
+    pool.beside("deferred", due).symlink_to("/etc/hostname")
+    for kind in (os.mkfifo, os.mkdir):
+        kind(pool.beside("deferred", f"1000000001.{pool.queue.beside.marked(NAME, Counts(1, 0))}"))
+    put(pool)
+    settle(pool.queue, "retry", pool.claim())
+    pool.keeper.open()
+    pool.rounds(3)
+    assert caplog.text.count("is no regular file") == 3
+    assert caplog.text.count(f"{pool.beside('deferred', due)} is no regular file") == 1
+    assert body(pool.claim()) == BODY
+
+
+def test_one_that_cannot_come_back_keeps_no_pool_from_its_start(pool, caplog):
+    """On a disk that has become read-only, say."""
+    put(pool)
+    settle(pool.queue, "retry", pool.claim())
+    (due,) = pool.beside("deferred").iterdir()
+    pool.world.advance(3)
+    pool.keeper_system.fail_all("write unlink rename", errno.EROFS)
+    pool.keeper.open()
+    assert f"{due}: Read-only file system" in caplog.text
+    put(pool, b"another")
+    assert body(pool.claim()) == b"another"
+
+
+def test_a_message_that_can_go_nowhere_keeps_no_pool_from_its_start(make, caplog):
+    """What a dead pool has left belongs into errors/, and that cannot be written."""
+    settings = replace(MQUEUE_SETTINGS, crash_limit=1)
+    pool, dead = make(settings=settings), make(settings=settings)
+    hold(dead, b"left")
+    pool.world.dead |= {dead.pid, dead.pid + 2}
+
+    def fail(call, arguments):
+        if call == "fsync":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    pool.keeper_system.before = fail
+    pool.keeper.open()
+    assert "Read-only" in caplog.text
+    put(pool)
+    assert body(pool.claim()) == BODY
+
+
+def test_what_keeps_one_from_coming_back_is_said_in_the_same_words_each_round(pool):
+    """For what is the same is logged once."""
+    put(pool)
+    settle(pool.queue, "retry", pool.claim())
+    pool.world.advance(3)
+    hold(pool, b"left")
+    said = set()
+
+    def fail(call, arguments):
+        if call == "open" and arguments[0].startswith(f"{pool.beside('tmp')}/"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), arguments[0])
+
+    pool.keeper_system.before = fail
+    for _ in range(6):
+        pool.world.advance(UNFOLLOWED_S / 4)
+        with pytest.raises(QueueUnavailable) as failed:
+            pool.keeper.keep()
+        said.add(str(failed.value))
+    (due,) = pool.beside("deferred").iterdir()
+    assert said == {f"cannot keep {path}: Read-only file system [errno 30]" for path in (due, pool.beside("tmp"))}
+
+
+def test_while_the_queue_is_full_counts_are_written_once(pool):
+    put(pool)
+    settle(pool.queue, "retry", pool.claim())
+    fill(pool)
+    pool.rounds()
+    before = pool.beside("counts", NAME).stat().st_ino
+    pool.keeper_system.calls.clear()
+    pool.rounds(5)
+    assert "write" not in pool.keeper_system.calls
+    assert pool.beside("counts", NAME).stat().st_ino == before
+
+
 def test_on_a_full_disk_what_is_due_comes_back_though_its_counts_cannot_be_written(pool, caplog):
     put(pool)
     settle(pool.queue, "retry", pool.claim())
     pool.keeper_system.fail_all("write", errno.ENOSPC)
     pool.rounds(3)
     assert pool.claim().name == NAME
-    assert "counts of" in caplog.text
+    assert caplog.text.count("counts of") == 1
 
 
 def test_a_message_that_is_released_into_a_full_queue_waits_beside_it(pool):
@@ -877,6 +1132,32 @@ def test_a_pool_goes_on_with_a_queue_that_was_removed_and_made_anew(pool, size):
     pool.rounds()
 
 
+@pytest.mark.parametrize("is_claimed_first", [True, False])
+def test_what_was_left_of_a_queue_is_finished_and_longer_messages_of_the_new_one_are_received(pool, is_claimed_first):
+    """The successor of a worker that was killed has a file that is too small for them."""
+    hold(pool)
+    unlink(pool.name)
+    make_queue(pool.name, size=5000)
+    pool.succeed(next(PIDS))
+    put(pool, b"y" * 5000)
+    if is_claimed_first:
+        assert body(pool.claim()) == BODY
+        settle(pool.queue, "done", pool.queue._in_hand)
+    else:
+        pool.queue._receive = pool.queue._take()
+        pool.queue._receive.clear()
+    assert body(pool.claim()) == b"y" * 5000
+
+
+def test_a_worker_that_puts_into_the_queue_that_was_made_anew_receives_from_it(pool):
+    """Its put finds the new queue first, and its file is of the old one."""
+    assert pool.queue.claim() is None
+    unlink(pool.name)
+    make_queue(pool.name, size=5000)
+    put(pool, b"y" * 5000)
+    assert body(pool.claim()) == b"y" * 5000
+
+
 # ---- sweeping
 
 
@@ -890,7 +1171,6 @@ def test_counts_of_what_is_nowhere_are_forgotten(pool):
     assert len(empty(pool)) == 1
     pool.rounds(2, every_s=70)
     assert os.listdir(pool.beside("counts")) == []
-    assert pool.words[Q.COUNTED] == 0
 
 
 def test_counts_of_a_queue_that_is_never_empty_are_forgotten_one_day(pool):
@@ -898,9 +1178,9 @@ def test_counts_of_a_queue_that_is_never_empty_are_forgotten_one_day(pool):
     pool.beside("counts", NAME).write_text("1 1 \n")
     put(pool, b"another")
     pool.rounds(2, every_s=COUNTS_S_MAX / 4)
-    assert pool.words[Q.COUNTED] == 1
+    assert os.listdir(pool.beside("counts")) == [NAME]
     pool.rounds(4, every_s=COUNTS_S_MAX / 4)
-    assert pool.words[Q.COUNTED] == 0
+    assert os.listdir(pool.beside("counts")) == []
 
 
 def test_what_is_half_written_is_swept_when_it_is_old(pool):
@@ -965,6 +1245,40 @@ def test_what_cannot_go_back_when_the_keeper_leaves_waits_for_the_next_one(make,
     pool.world.dead |= {pool.pid, pool.pid + 2}
     claim = make().claim()
     assert (body(claim), claim.crashes) == (BODY, 1)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_what_is_released_on_a_full_disk_goes_back_without_its_counts(pool, code, caplog):
+    claimed(pool)
+    pool.system.fail_all("write", code)
+    settle(pool.queue, "release", pool.queue._in_hand)
+    assert pool.everything() == {"waiting": [BODY]}
+    assert "counts of" in caplog.text
+
+
+def test_who_leaves_on_a_full_disk_a_queue_that_is_full_counts_no_crash(make):
+    """What cannot go anywhere stays in memory, and says that nobody has died of it."""
+    pool = make(settings=replace(MQUEUE_SETTINGS, crash_limit=2))
+    pool.keeping.release_owner(hold(pool), "died")
+    for _ in range(3):
+        pool.succeed(next(PIDS))
+        assert pool.claim().crashes == 1
+        fill(pool)
+        pool.system.fail_all("write", errno.ENOSPC)
+        pool.queue.detach()
+        assert pool.keeping.release_owner(pool.die(), "died") == []
+    (seen,) = pool.keeping.receive_place.seen()
+    assert (seen.has_message, seen.is_judged, seen.crashes) == (True, True, 1)
+
+
+def test_who_was_stopped_on_a_full_disk_counts_no_crash(pool):
+    owner = hold(pool)
+    pool.keeper_system.fail_all("write", errno.ENOSPC)
+    with pytest.raises(QueueUnavailable):
+        pool.keeping.release_owner(owner, "stopped")
+    pool.keeper_system.before = None
+    pool.succeed(next(PIDS))
+    assert pool.claim().crashes == 0
 
 
 # ---- every call failed, every call killed at
@@ -1320,11 +1634,14 @@ def test_what_can_be_seen_is_listed_and_shown(pool):
 def test_strange_names_beside_the_queue_are_nobodys(pool):
     for state in ("deferred", "errors"):
         pool.beside(state, "README").write_bytes(b"x")
-        mark = names.marked(0, 0, pool.queue.tokens.token("no-name"), "no-name")
-        pool.beside(state, f"1000000000.{mark}" if state == "deferred" else mark).write_bytes(b"x")
+        for name in ("no-name", f"99999.{'0' * 32}", f"32768.{'0' * 32}"):
+            assert priority_of(name) is None
+            mark = pool.queue.beside.marked(name, Counts())
+            pool.beside(state, f"1000000000.{mark}" if state == "deferred" else mark).write_bytes(b"x")
+    assert priority_of(f"32767.{'0' * 32}") == 32767
     pool.rounds(3)
     assert (pool.queue.depth().deferred, pool.queue.depth().errors) == (0, 0)
-    assert len(os.listdir(pool.beside("deferred"))) == 2
+    assert len(os.listdir(pool.beside("deferred"))) == 4
     assert list(pool.queue.list()) == []
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from tests.rig_mqueue import Locks, MqSystem
 from workers.errors import QueueRefused
 from workers.posix_mq import Mq
 from workers.queues import receive as module
-from workers.queues.receive import EMPTY, HEADER, NEVER_IN_UTF8, Receive, ReceivePlace, Seen
+from workers.queues.receive import EMPTY, HEADER, NEVER_LAST_IN_UTF8, Receive, ReceivePlace, Seen
 from workers.system import System
 
 SIZE = 300
@@ -104,7 +106,7 @@ def received(site: Site, queue: Mq, body: bytes, priority: int = 3, pid: int = 1
 # ---- receiving
 
 
-@pytest.mark.parametrize("body", [b"", BODY, b"\0" * SIZE, bytes(NEVER_IN_UTF8), os.urandom(SIZE)])
+@pytest.mark.parametrize("body", [b"", BODY, b"\0" * SIZE, bytes(NEVER_LAST_IN_UTF8), os.urandom(SIZE)])
 @pytest.mark.parametrize("priority", [0, 32767])
 def test_what_was_received_is_there_until_it_is_cleared(site, queue, body, priority):
     receive = received(site, queue, body, priority)
@@ -146,15 +148,40 @@ def test_of_a_receiver_that_died_before_it_knew_the_length_text_is_exact(site, q
 def test_of_other_bytes_only_an_end_that_is_like_the_fill_is_cut(site, queue):
     receive = site.take()
     fill = receive._memory[receive._fill_at :][:SIZE]
-    assert set(fill) <= set(NEVER_IN_UTF8)
+    assert set(fill) <= set(NEVER_LAST_IN_UTF8)
     assert len(set(fill)) > 5, "drawn at random"
-    unlike = bytes([next(byte for byte in NEVER_IN_UTF8 if byte != fill[4])])
+    unlike = bytes([next(byte for byte in NEVER_LAST_IN_UTF8 if byte != fill[4])])
+    assert len(set(fill)) > 40
     for body, seen in ((b"abcd" + fill[4:6], b"abcd"), (b"abcd" + unlike, b"abcd" + unlike)):
         queue.send(body, 0)
         receive.receive(queue)
         unfinished(receive)
         assert receive.body() == seen
         receive.clear()
+
+
+def test_no_text_ends_with_a_byte_of_the_fill():
+    """Of all characters; and all the others are drawn, each as often."""
+    last = {chr(code).encode()[-1] for code in range(0x110000) if not 0xD800 <= code < 0xE000}
+    assert last == set(range(256)) - set(NEVER_LAST_IN_UTF8)
+    assert sorted(module._FILLING) == sorted(NEVER_LAST_IN_UTF8 * 4)
+
+
+@pytest.mark.parametrize(("body", "is_said"), [(BODY, False), (b"abc\xff", True)])
+def test_a_length_that_was_guessed_is_logged_for_what_is_no_text_and_once(site, queue, body, is_said, caplog):
+    receive = site.take()
+    while receive._memory[receive._fill_at + 3] == 0xFF:
+        receive._prepare()
+    queue.send(body, 0)
+    receive.receive(queue)
+    unfinished(receive)
+    site.kill(1)
+    for pid in (2, 3):
+        taken = site.take(pid)
+        assert taken.body() == body
+        site.kill(pid)
+    said = f"{receive.path}: its receiver was killed before it knew the length of the message, which is no text: 4"
+    assert caplog.text.count(said) == is_said
 
 
 def test_the_kernel_writes_the_receipt_before_the_body(queue):
@@ -439,16 +466,28 @@ def test_a_link_in_its_place_is_refused(site, tmp_path):
         site.place(1).make()
 
 
-def test_a_link_or_a_directory_in_the_place_of_a_file_is_not_followed(site, tmp_path):
+def test_what_is_no_file_in_the_place_of_one_is_named_once_and_another_is_taken(site, tmp_path, caplog):
     site.path.mkdir(mode=0o700)
     (tmp_path / "victim").write_bytes(b"x")
     (site.path / "0").symlink_to(tmp_path / "victim")
-    with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
-        site.take()
-    assert (tmp_path / "victim").read_bytes() == b"x"
     (site.path / "1").mkdir()
-    with pytest.raises(OSError, match="directory"):
-        site.take(index=1)
+    os.mkfifo(site.path / "2")
+    with closing(socket.socket(socket.AF_UNIX)) as server:
+        server.bind(str(site.path / "3"))
+    place = site.place(1)
+    for index in range(4):
+        for _ in range(2):
+            taken = place.take(index, SIZE, "owner")
+            assert Path(taken.path).name == str(index + 1000)
+            taken.leave()
+        assert caplog.text.count(f"{site.path}/{index} is in the way: it is no file of ours; remove it") == 1
+    assert (tmp_path / "victim").read_bytes() == b"x"
+    looking = site.place(2)
+    for _ in range(2):
+        assert [Path(seen.path).name for seen in looking.seen(is_whole=True)] == ["1000", "1001", "1002", "1003"]
+        assert looking.look(str(site.path / "0")) is None
+        assert looking.open(str(site.path / "2")) is None
+    assert caplog.text.count("is in the way") == 8, "once by each who looks"
 
 
 def test_a_damaged_file_with_a_receipt_is_kept_and_another_is_taken(site, queue, caplog):

@@ -7,12 +7,16 @@ half is its keeper's, written before the claim is touched: the same name and exp
 the expiry that it has and the one that it is to have. So each has one writer, and what is
 in work/ is always called as the record says, whoever was killed between two calls.
 
+An expiry that a keeper has given has a 0 in front. To all who read it as a number that is
+the same; but nobody who claims writes it so, and what a record says is to come, and never
+came, is not taken for the claim that another made to the same second.
+
 See also: ddmq (the worker), ddmq_keep (the keeper), beside.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 HALF = 256
 HAND_SIZE = 2 * HALF
@@ -37,7 +41,11 @@ class Hand:
     def work_names(self) -> tuple[str, ...]:
         """What the file may be called in work/, in the order in which to try: it is renamed from first to last."""
         expiries = (self.now,) if self.before == self.now else (self.before, self.now)
-        return tuple(f"{expiry}.{self.waiting}" for expiry in expiries)
+        return tuple(f"{'0' * (expiry != self.expiry)}{expiry}.{self.waiting}" for expiry in expiries)
+
+    def touched(self, later: int) -> Hand:
+        """What is in hand when it is touched to last until *later*."""
+        return replace(self, before=self.now, now=later)
 
 
 def claim_line(waiting: str, expiry: int, lasts_s: int) -> bytes:
@@ -46,7 +54,7 @@ def claim_line(waiting: str, expiry: int, lasts_s: int) -> bytes:
 
 
 def touch_line(hand: Hand, later: int) -> bytes:
-    """The keeper's half, for a touch of *hand* that is to last until *later*."""
+    """The keeper's half, for a touch of *hand* that is to last until *later*; where that is *hand.now*, for none."""
     return f"{hand.waiting} {hand.expiry} {hand.now} {later}".ljust(HALF - 1).encode() + b"\n"
 
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from workers.ddmq.errors import CorruptError
 from workers.ddmq.files import QueueFiles
 from workers.ddmq.names import is_message_like, parse_waiting, parse_work, waiting_key
 from workers.queues import names, spool_look
@@ -26,6 +28,7 @@ from workers.queues.ddmq_content import content_of
 from workers.queues.ddmq_hand import hand_in
 
 SECONDS_DIGITS = 10  # of a queue number, before those of its fraction
+ASIDE = re.compile(r"(.+\.ddmq[0-9A-Za-z]+)\.[0-9a-f]{8}")  # what the library sets aside where the name is taken
 
 
 class Waiting(Source):
@@ -102,9 +105,12 @@ def _seen(files: QueueFiles, state: State) -> Iterator[tuple[str, str | None]]:
 
 def _waiting_name(file: str, state: State) -> str:
     """The waiting name of a message's file, or what is none."""
-    if state == "waiting":
-        return file
-    claim = parse_work(file)
+    return file if state == "waiting" else waiting_of(file)
+
+
+def waiting_of(work_name: str) -> str:
+    """The name under which what is in work/ as *work_name* waited; "" where it is no claim."""
+    claim = parse_work(work_name)
     return claim[1] if claim else ""
 
 
@@ -140,7 +146,9 @@ def kept_as(file: str) -> str:
     due = names.parse_due(file)
     waiting = due[1].name if due else names.parse(file).name
     if name_of(waiting) is None:  # the library sets aside what it cannot read under the name that it finds
-        waiting = _waiting_name(waiting, "claimed")
+        found = ASIDE.fullmatch(waiting)
+        waiting = found[1] if found else waiting
+        waiting = waiting if name_of(waiting) else waiting_of(waiting)
     return waiting if name_of(waiting) else ""
 
 
@@ -193,16 +201,16 @@ def _holders(beside: Beside) -> dict[str, str]:
 def show(files: QueueFiles, beside: Beside, name: str) -> list[Shown]:
     """Everything known of the messages called *name*; one is as old as its name says."""
     found = spool_look.shown(beside, (line for line in listed(files, beside) if line.name == name))
-    return [replace(one, size=_size(files, one), enqueued_at=time_of(name) or one.enqueued_at) for one in found]
+    return [_with_body(files, replace(one, enqueued_at=time_of(name) or one.enqueued_at)) for one in found]
 
 
-def _size(files: QueueFiles, shown: Shown) -> int:
-    """Of what its handler is given; of the file where that is no message."""
+def _with_body(files: QueueFiles, shown: Shown) -> Shown:
+    """What its handler is given; the file as it is where that is no message."""
     try:
         body = content_of(files.read(shown.listed.path)[0], shown.modified_at).body
-    except OSError:
+    except (OSError, CorruptError):
         body = None
-    return shown.size if body is None else len(body)
+    return shown if body is None else replace(shown, size=len(body), body=body)
 
 
 def expiry_of(work_name: str, otherwise: int) -> int:

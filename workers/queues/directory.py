@@ -53,6 +53,8 @@ class Times:
 class Directory:
     """The paths of one queue and the calls on them. Holds no descriptor."""
 
+    file_mode = 0o666  # of new files, less the umask
+
     def __init__(self, path: str, system: System) -> None:
         self.path = os.path.abspath(path)
         self.system = system
@@ -326,7 +328,7 @@ class Directory:
                 self.system.close(reader)
 
     def _make_file(self, path: str, parts: Iterable[bytes], *, durable: bool) -> int:
-        fd = self.system.open(path, CREATE, 0o666)
+        fd = self.system.open(path, CREATE, self.file_mode)
         try:
             try:
                 for part in parts:

@@ -197,7 +197,9 @@ class ForeignQueue(Locking):
 
     def forward(self, claim: Claim, queue: Queue, bodies: Sequence[Body] | None = None) -> None:
         """See Queue.forward: put there, then done here."""
-        self.hand_on(claim, queue, [self._body_of(claim)] if bodies is None else bodies)
+        if not claim.is_forwarded:  # else by a try before this one, that could not end it here, and has closed it
+            self.hand_on(claim, queue, [self._body_of(claim)] if bodies is None else bodies)
+            claim.is_forwarded = True
         self.done(claim)
 
     def _body_of(self, claim: Claim) -> Body:

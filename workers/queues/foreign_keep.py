@@ -35,6 +35,7 @@ from workers.queues.spool_look import META
 log = logging.getLogger(__name__)
 
 SWEEP_S_MAX = 60.0  # a sweep lists the whole queue
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EISDIR})  # the last: somebody made a directory of that name
 TICK_S = 1.0
 
 HandT = TypeVar("HandT")
@@ -177,9 +178,13 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
         """The second half: releases, what is due, and seldom a sweep."""
         try:
             owners = self._owners()
-            self._release_unlisted(owners, kept)
-            self._release_dead_neighbours(owners, kept)
-            failed = self._move_due(kept)
+            failed: OSError | None = None
+            for release in (self._release_unlisted, self._release_dead_neighbours):
+                try:
+                    release(owners, kept)
+                except OSError as error:  # what one of them had keeps nothing else from coming back
+                    failed = failed or error
+            failed = self._move_due(kept) or failed
             failed = self._reap(owners, kept) or failed
             now_ns = self._system.boottime_ns()
             if now_ns >= self._sweep_at_ns:
@@ -269,7 +274,7 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
             self._take_out(held, os.path.join(self._beside.deferred, file))
         else:
             if death.cause != "stopped":
-                self._count(name, counts)
+                self._count_if_room(name, counts)
             self._let_wait(held)
 
     def _to_errors(self, held: str, counts: Counts, reason: str, death: Death, kept: Kept) -> None:
@@ -293,7 +298,7 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
         try:
             self._count(name, counts)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in NO_ROOM:
                 raise
             log.warning("%s: the counts of %s are lost: %s", self._foreign.url, name, error)
 
@@ -325,7 +330,7 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
         if again is not None:
             kept.due += 1
             if again != name:
-                self._count(again, counts)
+                self._count_if_room(again, counts)
 
     def _sweep(self, owners: dict[str, names.Owner], kept: Kept) -> None:
         limit_ns = self._now_ns() - self._stale_ns

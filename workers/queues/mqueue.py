@@ -2,6 +2,7 @@
 mqueue - a pool on a POSIX message queue of the kernel
 
     mqueue:/NAME
+    mqueue:/NAME?state_dir=DIRECTORY
 
 The kernel hands a message out once and forgets it. So a worker has it handed into memory that
 outlives the worker (receive), and there it stays until it is settled: done clears the receipt
@@ -15,7 +16,7 @@ Raises: QueueUnavailable, QueueMissing, QueueRefused, QueueFull, NotSupported, C
 Limits: at least once, and for as long as the machine runs: what waits is gone with it, but what failed is
 kept on disk. Nobody can look at what waits, only count it. One machine, one user.
 Long because: claim, settle and what a kill leaves between their calls are one story.
-See also: MQUEUE.md, receive (the memory), mqueue_keep (the keeper's side), workers.posix_mq.
+See also: MQUEUE.md, receive (the memory), mqueue_state (the disk), mqueue_keep (the keeper's side), workers.posix_mq.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from workers.errors import (
     QueueUnavailable,
 )
 from workers.message import Body, Claim
-from workers.queues import mqueue_look, names
+from workers.queues import mqueue_look, mqueue_state, names
 from workers.queues.base import (
     Capability,
     Claimable,
@@ -53,11 +54,12 @@ from workers.queues.base import (
     Source,
     State,
 )
-from workers.queues.beside import Beside, Counts
+from workers.queues.beside import Counts
 from workers.queues.directory import Worded, is_regular
 from workers.queues.meta import Facts, facts_of_claim, write_meta
 from workers.queues.mqueue_keep import MqueueKeeper
-from workers.queues.mqueue_look import name_of, priority_of
+from workers.queues.mqueue_look import PRIORITY_MAX, name_of, priority_of
+from workers.queues.mqueue_state import FULL, MqueueState
 from workers.queues.receive import Receive, ReceivePlace
 from workers.system import SYSTEM, System
 
@@ -69,23 +71,13 @@ ACCESSES: tuple[Access, ...] = ("rw", "w", "r")  # as much as is permitted: put 
 log = logging.getLogger(__name__)
 
 SHARED = "/dev/shm"  # noqa: S108 - memory that outlives a process; a directory of our own is made there
-ROOT_STATE = "/var/lib/orchestrator/mqueue"
-PRIORITY_MAX = 32767
 JUDGED_WITHIN_S, LOOK_S = 1.0, 0.005  # so long a successor waits for the keeper to say how its predecessor died
-PAUSED, BEAT_NS, HALF_TIMEOUT_NS, COUNTED = int(Q.PAUSED), int(Q.BEAT_NS), int(Q.HALF_TIMEOUT_NS), int(Q.COUNTED)
+PAUSED, BEAT_NS, HALF_TIMEOUT_NS = int(Q.PAUSED), int(Q.BEAT_NS), int(Q.HALF_TIMEOUT_NS)
 
 
 def open_mqueue(rest: str, settings: Settings, *, system: System, host: str) -> Mqueue:
     """Open ``mqueue:REST``. Raises QueueMissing, QueueRefused, QueueUnavailable, NotSupported."""
     return Mqueue(rest, settings, system=system, host=host)
-
-
-def state_directory(system: System) -> str:
-    """Where the pools of this user keep what outlives the machine's running."""
-    if system.geteuid() == 0:
-        return ROOT_STATE
-    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.path.join(base, "orchestrator", "mqueue")
 
 
 class Mqueue(Claimable):
@@ -99,16 +91,24 @@ class Mqueue(Claimable):
 
     def __init__(
         self,
-        name: str,
+        rest: str,
         settings: Settings | None = None,
         *,
         system: System = SYSTEM,
         host: str = "localhost",
         shared: str = SHARED,
     ) -> None:
-        """*shared*: the directory of a filesystem in memory; where there is none, files in the state directory do."""
-        self.url = f"mqueue:{name}"
+        """
+        Open ``mqueue:REST``.
+
+        *shared*: the directory of a filesystem in memory; where there is none, files in the state directory do.
+        """
+        self.url = f"mqueue:{rest}"
         self.settings = settings or Settings()
+        try:
+            self._name, state_dir = mqueue_state.split_options(rest)
+        except ValueError as error:
+            raise QueueRefused(f"{self.url}: {error}") from error
         if self.settings.keep_done_s is not None:
             self.needs(Capability.KEEP_DONE, "keep_done")
         for option in ("lease_interval", "lease_timeout"):
@@ -116,19 +116,18 @@ class Mqueue(Claimable):
                 raise NotSupported(f"{option} is not possible: an mqueue queue has no leases")
         self.system = system
         self.host = names.check_host(host)
-        self.tokens = names.Tokens(system)
-        self._name = name
+        self._is_pools = False  # a pool receives, and sends again
         self._mq = self._opened(is_made=self.settings.create)
         self.wait_fd = self._mq.fd
         self.identity = f"/proc/self/fd/{self._mq.fd}"
-        state_dir = self.settings.state_dir
-        self.beside = Beside(os.path.join(state_directory(system), name[1:]), state_dir, system)
+        self.beside = MqueueState(self._name, state_dir or self.settings.state_dir, system, host)
         self.place = self.beside.path
         self.receive_place = self._receive_place(shared)
         self._consumer: Consumer | None = None
         self._owner = ""
         self._receive: Receive | None = None
         self._in_hand: Claim | None = None
+        self._uncounted: set[str] = set()  # messages whose counts a full disk lost, as was said
         self._sent: set[str] = set()  # files that were sent and could not be removed yet
 
     # ---- the kernel's queue
@@ -137,7 +136,9 @@ class Mqueue(Claimable):
         try:
             for access in ACCESSES:
                 with contextlib.suppress(PermissionError):
-                    return self.system.mq_open(self._name, create=is_made, access=access)
+                    opened = self.system.mq_open(self._name, create=is_made, access=access)
+                    self._access = access
+                    return opened
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except ValueError as error:
             raise QueueRefused(f"{self.url}: {error}") from error
@@ -158,11 +159,26 @@ class Mqueue(Claimable):
             self._mq.close()
             # Who waits at the old number is woken no more, and looks once a second, until it starts again.
             self._mq, self.wait_fd, self.identity = fresh, fresh.fd, f"/proc/self/fd/{fresh.fd}"
+        if self._is_pools and (refused := self.refused()):
+            raise QueueUnavailable(refused, errno=errno.EACCES)
         return self._mq
+
+    def refused(self) -> str:
+        """Why no pool can use the queue with what is permitted to us, and what to do; "" where it can."""
+        if self._access == "rw":
+            return ""
+        found = self.system.fstat(self._mq.fd)
+        return (
+            f"{self.url} may only be {'written' if self._access == 'w' else 'read'} by uid {self.system.geteuid()} "
+            f"(it is uid {found.st_uid}'s, mode {found.st_mode & 0o777:03o}), and a pool must do both: run the pool as "
+            "its owner, or make it anew with another --mode (orchestrator mqueue --unlink, then --create)"
+        )
 
     def send(self, body: bytes, priority: int, until_s: float = 0.0) -> bool:
         """Send it; False when the queue is full, until *until_s* (unix time). Raises OSError, QueueUnavailable."""
         queue = self.kernel_queue()
+        if self._access == "r":  # the kernel would say that the descriptor is bad
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self._name)
         try:
             self.system.mq_send(queue, body, priority)
         except BlockingIOError:
@@ -184,17 +200,6 @@ class Mqueue(Claimable):
 
     def make_places(self) -> None:
         """Make what lies beside the queue. Raises OSError, QueueRefused."""
-        if self.settings.state_dir is None:
-            missing = []
-            path = os.path.dirname(self.beside.path)
-            while not self.system.is_directory(path, is_followed=True):
-                missing.append(path)
-                path = os.path.dirname(path)
-            for path in reversed(missing):
-                with contextlib.suppress(FileExistsError):
-                    self.system.mkdir(path, 0o700)
-        with contextlib.suppress(FileExistsError):
-            self.system.mkdir(self.beside.path, 0o700)  # as private as the queue is
         self.beside.make()
         self.receive_place.make()
 
@@ -274,6 +279,7 @@ class Mqueue(Claimable):
     def attach(self, consumer: Consumer) -> None:
         """See Queue.attach. The receive file comes with the first claim."""
         self._consumer = consumer
+        self._is_pools = True
         self._words = consumer.board.queues[consumer.queue_slot].words
         self._slot = consumer.board.worker(consumer.worker_slot)
 
@@ -287,27 +293,31 @@ class Mqueue(Claimable):
             raise KeeperGone(f"the keeper of {self.url} has died: start this worker again")
         try:
             receive = self._receive
+            # A predecessor's file may be of the queue that was before, and a put finds the new one too.
+            if receive is not None and not receive.has_message and receive.size < self._mq.max_size:
+                self._leave(receive)
+                receive = None
             if receive is None:
                 receive = self._receive = self._take()
             if not receive.has_message and not receive.receive(self._mq):
-                self._look_for_another_queue(receive)
+                if self.kernel_queue().max_size != receive.size:
+                    self._leave(receive)
                 return None
             return self._claimed(receive)
         except OSError as error:
             raise QueueUnavailable.at("claim from", error.filename or self.url, error) from error
 
-    def _look_for_another_queue(self, receive: Receive) -> None:
-        if self.kernel_queue().max_size != receive.size:
-            self._receive = None
-            receive.leave(is_removed=True)
+    def _leave(self, receive: Receive) -> None:
+        self._receive = None
+        receive.leave(is_removed=True)
 
     def _claimed(self, receive: Receive) -> Claim | None:
         since_ns = self.system.boottime_ns()
         body = receive.body()
         name = name_of(body, receive.priority)
-        if self._words[COUNTED]:
-            self._count(receive, name)
-        attempts, crashes = receive.counts
+        # At each claim, one call where there are none: they are written before it can be received, by the keeper of any
+        # pool. See test_counts_that_the_keeper_of_another_pool_wrote_are_known_at_the_claim.
+        attempts, crashes = self._know(receive, name)
         fd = self.system.memory_file(body)
         at_s = (receive.received_ns or self.system.wall_ns()) / 1e9
         path = f"/proc/{self.system.getpid()}/fd/{fd}"
@@ -317,9 +327,12 @@ class Mqueue(Claimable):
         self._in_hand = claim
         return claim
 
-    def _count(self, receive: Receive, name: str) -> None:
+    def _know(self, receive: Receive, name: str) -> tuple[int, int]:
+        """The counts of what is in *receive*, those beside the queue included."""
         counts, (attempts, crashes) = self.beside.count_of(name), receive.counts
-        receive.set_counts(max(counts.attempts, attempts), max(counts.crashes, crashes))
+        if counts.attempts > attempts or counts.crashes > crashes:
+            receive.set_counts(max(counts.attempts, attempts), max(counts.crashes, crashes))
+        return receive.counts
 
     # ---- our receive file
 
@@ -357,9 +370,7 @@ class Mqueue(Claimable):
         return found is None or self.system.is_alive(found.pid, found.start) is False
 
     def _take_up(self, receive: Receive, owner: str) -> None:
-        if self.is_set_aside(receive):
-            receive.clear()
-        if not receive.has_message:
+        if self.is_over(receive):
             receive.own(owner)
             return
         body, former = receive.body(), receive.owner
@@ -379,9 +390,12 @@ class Mqueue(Claimable):
     def done(self, claim: Claim) -> None:
         """See Queue.done: one store in memory."""
         receive = self._receive_of(claim)
-        receive.clear()
         if claim.attempt > 1 or claim.crashes:
+            # ORDER: forgotten, then cleared. The header has them too, for whoever takes it up after a kill between the
+            # two; the other way round they stay, and are those of the next message that is like it.
+            # See test_no_counts_outlive_their_message_whenever_its_worker_is_killed.
             self.beside.forget_count(claim.name)
+        receive.clear()
         self.settled(claim)
 
     def retry(self, claim: Claim, after_s: float | None = None, meta: dict[str, object] | None = None) -> bool:
@@ -394,7 +408,6 @@ class Mqueue(Claimable):
                 return False
             delay_s = self.backoff_s(attempts) if after_s is None else max(after_s, 0.0)
             self.defer(receive, Counts(attempts, crashes), min(delay_s, self.settings.retry_backoff_s_max))
-            self.beside.forget_count(claim.name)  # they are in the mark now
         return True
 
     def reject(self, claim: Claim, reason: str, meta: dict[str, object] | None = None) -> None:
@@ -444,54 +457,57 @@ class Mqueue(Claimable):
         now_s = self.system.wall_ns() / 1e9
         due = -int(-(now_s + delay_s) // 1) if delay_s else int(now_s)
         name = name_of(receive.body(), receive.priority)
-        self.set_aside(receive, "deferred", f"{due}.{self.marked(name, counts)}")
+        self.beside.set_aside(receive, "deferred", f"{due}.{self.beside.marked(name, counts)}")
+        self.beside.forget_count(name)  # they are in the mark now
         receive.clear()
 
     def reject_received(self, receive: Receive, reason: str, facts: Facts, counts: Counts | None = None) -> None:
         """Move it into errors/; without *counts* they are those of the file."""
         body, counts = receive.body(), counts or Counts(*receive.counts)
         name = name_of(body, receive.priority)
-        file = self.set_aside(receive, "errors", self.marked(name, counts))
+        file = self.beside.set_aside(receive, "errors", self.beside.marked(name, counts))
         more: Facts = {
             "name": name, "reason": reason, "attempts": counts.attempts, "crashes": counts.crashes,
             "priority": receive.priority, "queue": self.url, "host": self.host,
         }  # fmt: skip
-        write_meta(self.beside, file, {**facts, **more}, names.unpublished(self.tokens.name(self.host)))
+        write_meta(self.beside, file, {**facts, **more}, self.beside.unpublished())
         self.beside.forget_count(name)
         receive.clear()
 
     def give_back(self, receive: Receive) -> None:
         """Send it to the queue again, as it was; when that is full, its keeper does it."""
-        body, priority, counts = receive.body(), receive.priority, Counts(*receive.counts)
-        if self.is_set_aside(receive):
-            receive.clear()
+        if self.is_over(receive):
             return
+        body, priority, counts = receive.body(), receive.priority, Counts(*receive.counts)
         if counts != Counts():
-            self.beside.write_count(name_of(body, priority), counts)
+            self.write_count(name_of(body, priority), counts)
         # ORDER: sent, then cleared. Killed between the two it is handled once more; the other way round, never.
         # See test_a_kill_at_any_call_of_a_settle_loses_nothing.
         if not self.send(body, priority):
             self.defer(receive, counts, 0.0)
         receive.clear()
 
-    def set_aside(self, receive: Receive, state: str, file: str) -> str:
-        """Write it to *file* in the directory of *state*, durably; again, it is there where it was moved to before."""
-        if self.is_set_aside(receive):
-            state, file = receive.aside.split("/", 1)
-        else:
-            temporary = os.path.join(self.beside.tmp, names.unpublished(self.tokens.name(self.host)))
-            self.beside.write_file(temporary, receive.body(), durable=True)
-            # ORDER: what it is to be called, then the move. Whoever finds the message after a kill between the move
-            # and the clearing sees that it has been moved. See test_a_kill_at_any_call_of_a_settle_loses_nothing.
-            receive.aside = f"{state}/{file}"
-            self.beside.move(temporary, os.path.join(self.beside.path, state), file)
-        # ORDER: durable there before it is cleared here. See test_what_fails_is_on_disk_before_memory_forgets_it.
-        self.system.fsync_directory(os.path.join(self.beside.path, state))
-        return file
+    def is_over(self, receive: Receive) -> bool:
+        """Whether a settle that did not end has moved it already; then it is cleared."""
+        if not self.beside.is_set_aside(receive):
+            return False
+        self.beside.forget_count(name_of(receive.body(), receive.priority))
+        receive.clear()
+        return True
 
-    def is_set_aside(self, receive: Receive) -> bool:
-        """Whether a settle that did not end has moved it already."""
-        return bool(receive.aside) and self.beside.is_there(os.path.join(self.beside.path, receive.aside))
+    def write_count(self, name: str, counts: Counts) -> None:
+        """Write down what is known of a message before it can be received. Raises OSError, but not on a full disk."""
+        try:
+            self.beside.write_count(name, counts)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            # It must come back all the same: what it waits for may be what makes room.
+            if name not in self._uncounted:
+                self._uncounted.add(name)
+                log.warning("%s: the counts of %s are lost: %s", self.url, name, error.strerror)
+        else:
+            self._uncounted.discard(name)
 
     def send_aside(self, path: str, priority: int, until_s: float = 0.0) -> bool:
         """Send what was set aside at *path*, and remove it there; False when the queue is full (see send)."""
@@ -522,10 +538,6 @@ class Mqueue(Claimable):
             self.system.close(fd)
         return True
 
-    def marked(self, name: str, counts: Counts) -> str:
-        """The message *name* as a file beside the queue, which nobody else can make."""
-        return names.marked(counts.attempts, counts.crashes, self.tokens.token(name), name)
-
     # ---- leaving
 
     def detach(self) -> None:
@@ -538,6 +550,7 @@ class Mqueue(Claimable):
                     self.give_back(receive)
             except (OSError, QueueUnavailable) as error:
                 log.warning("%s: what is in hand stays in %s: %s", self.url, receive.path, error)
+                receive.judge(*receive.counts)  # nobody died of it
             try:
                 receive.leave(is_removed=not receive.has_message)
             except OSError as error:
@@ -556,6 +569,7 @@ class Mqueue(Claimable):
 
     def keeper(self, consumer: Consumer) -> MqueueKeeper:
         """See Claimable.keeper."""
+        self._is_pools = True
         self._keeper = found = MqueueKeeper(self, consumer)
         return found
 
@@ -587,12 +601,13 @@ class Mqueue(Claimable):
         """See Queue.requeue: sent again; when the queue is full, its keeper does it."""
         count = 0
         with self._unavailable("requeue from", self.beside.errors):
+            self.beside.check()
             for line in tuple(self.list("errors")):
                 priority = priority_of(line.name)
-                if line.name != name or priority is None:
+                if line.name != name or priority is None or not self.beside.is_message(line.path):
                     continue
                 self.beside.forget_count(name)
-                file = f"{self.system.wall_ns() // 1_000_000_000}.{self.marked(name, Counts())}"
+                file = f"{self.system.wall_ns() // 1_000_000_000}.{self.beside.marked(name, Counts())}"
                 if self.beside.move(line.path, self.beside.deferred, file):
                     self.beside.forget(f"{line.path}.meta")
                     self.send_aside(os.path.join(self.beside.deferred, file), priority)
@@ -604,7 +619,7 @@ class Mqueue(Claimable):
         with self._unavailable("pause", self.beside.path):
             self.make_places()
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self.system.close(self.system.open(self.beside.paused, flags, 0o666))
+            self.system.close(self.system.open(self.beside.paused, flags, self.beside.file_mode))
 
     def resume(self) -> None:
         """See Queue.resume."""

@@ -68,35 +68,50 @@ class MqueueKeeper(OwnersKeeper):
 
     def open(self) -> None:
         """See Keeper.open. What masters that are gone have left is judged before our workers receive."""
+        if refused := self._queue.refused():
+            raise QueueRefused(refused)
         try:
             self._queue.make_places()
         except OSError as error:
-            path = error.filename or self._beside.path
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise QueueRefused(
-                    f"cannot make {path}, where a pool keeps its retries and errors: {error.strerror}; "
-                    "set state_dir to a directory where it may"
-                ) from error
-            raise QueueUnavailable.at("open", path, error) from error
-        self.keep()
+            raise QueueUnavailable.at("open", error.filename or self._beside.path, error) from error
+        self._look()
+        try:
+            self._tidy(Kept())
+        except OSError as error:  # what one message meets keeps no pool from the others
+            log.warning("%s: %s", self._queue.url, self._worded("keep", error))
 
     def keep(self) -> Kept:
         """See Keeper.keep."""
-        kept, system, words = Kept(), self._system, self._words
+        kept = Kept()
+        self._look()
+        try:
+            self._tidy(kept)
+        except OSError as error:
+            raise self._worded("keep", error) from error
+        return kept
+
+    def _worded(self, doing: str, error: OSError) -> QueueUnavailable:
+        """*error* in words that are the same as long as it is, for they are logged when they change."""
+        return QueueUnavailable.at(doing, self._beside.steady(error.filename or self._beside.path), error)
+
+    def _look(self) -> None:
+        """Whether all is there, and whether it is paused. Raises QueueUnavailable."""
+        system, words = self._system, self._words
         before_ns = system.boottime_ns()
         try:
             self._queue.kernel_queue()
             words[Q.PAUSED] = "PAUSED" in self._beside.names()
             note_beat(words, before_ns, system.boottime_ns(), int(HALF_S * 1e9))
-            self._tidy(kept)
         except OSError as error:
-            raise QueueUnavailable.at("keep", error.filename or self._beside.path, error) from error
-        return kept
+            raise self._worded("keep", error) from error
 
     def _tidy(self, kept: Kept) -> None:
         files = list(self._place.seen())
         held = [seen for seen in files if seen.has_message]
         owners = {seen.owner: owner for seen in held if (owner := names.parse_owner(seen.owner)) is not None}
+        # ORDER: all of these, and then what is due, and nothing is due when one of them fails: it may have moved a
+        # message into deferred/ and not cleared it yet, and sent from there it would be handled twice.
+        # See test_every_call_that_fails_once_leaves_one_message_and_the_next_try_works.
         self._release_unlisted(owners, kept)
         self._release_dead_neighbours(owners, kept)
         self._move_unfollowed(held, kept)
@@ -105,7 +120,6 @@ class MqueueKeeper(OwnersKeeper):
         if now_ns >= self._sweep_at_ns:
             self._sweep(files, kept)
             self._sweep_at_ns = now_ns + int(SWEEP_S * 1e9)
-        self._words[Q.COUNTED] = len(self._system.listdir(self._beside.counts))
         if failed is not None:
             raise failed
 
@@ -117,7 +131,7 @@ class MqueueKeeper(OwnersKeeper):
         try:
             released = self._release(Death(owner, cause, note), kept)
         except OSError as error:
-            raise QueueUnavailable.at("release", error.filename or owner, error) from error
+            raise self._worded("release", error) from error
         self._words[Q.REAPED_CRASH_LIMIT] += kept.crash_limit
         if released and cause != "stopped":
             self._words[Q.REAPED_OWNER_DEAD] += 1
@@ -152,8 +166,7 @@ class MqueueKeeper(OwnersKeeper):
     def _judge(self, receive: Receive, death: Death, kept: Kept) -> None:
         """Count the death of whoever had what is in *receive*, and send it where its counts say."""
         queue, settings = self._queue, self._queue.settings
-        if queue.is_set_aside(receive):
-            receive.clear()
+        if queue.is_over(receive):
             return
         name = name_of(receive.body(), receive.priority)
         known, (attempts, crashes) = self._beside.count_of(name), receive.counts
@@ -169,7 +182,12 @@ class MqueueKeeper(OwnersKeeper):
         elif death.cause == "timeout":
             queue.defer(receive, counts, queue.backoff_s(attempts))
         elif death.cause == "stopped":
-            queue.defer(receive, counts, 0.0)
+            try:
+                queue.defer(receive, counts, 0.0)
+            except OSError:
+                if not self._beside.is_set_aside(receive):
+                    receive.judge(attempts, crashes)  # it stays, and nobody died of it
+                raise
         else:
             receive.judge(attempts, crashes)
 
@@ -188,26 +206,37 @@ class MqueueKeeper(OwnersKeeper):
     def _move_unfollowed(self, held: list[Seen], kept: Kept, *, is_last: bool = False) -> None:
         """Have what has lain unlocked for a while go back by way of deferred/; *is_last*: what is judged, at once."""
         now_ns, free = self._system.boottime_ns(), {}
+        failed: OSError | None = None
         for seen in held:
             key = (seen.path, seen.owner)
             since_ns = free[key] = self._free_since.get(key, now_ns)
             is_due = now_ns - since_ns >= UNFOLLOWED_S * 1e9
             if not (is_due or (is_last and seen.is_judged)):
                 continue
-            receive = self._locked(seen)
-            if receive is None:
-                free[key] = now_ns  # it is alive, or has a successor
-                continue
             try:
-                # Nobody has said how it died, and its pool is another or gone: it has no lock, so it is dead.
-                if not receive.is_judged:
-                    kept.owner_dead += 1
-                    self._judge(receive, Death(receive.owner, "unknown", "it has left its receive file"), kept)
-                if receive.has_message:
-                    self._queue.defer(receive, Counts(*receive.counts), 0.0)
-            finally:
-                receive.leave(is_removed=not receive.has_message)
+                if not self._move_locked(seen, kept):
+                    free[key] = now_ns  # it is alive, or has a successor
+            except OSError as error:
+                failed = failed or error
         self._free_since = free
+        if failed is not None:
+            raise failed
+
+    def _move_locked(self, seen: Seen, kept: Kept) -> bool:
+        """Judge and defer what is in the file of *seen*; False when somebody else has it. Raises OSError."""
+        receive = self._locked(seen)
+        if receive is None:
+            return False
+        try:
+            # Nobody has said how it died, and its pool is another or gone: it has no lock, so it is dead.
+            if not receive.is_judged:
+                kept.owner_dead += 1
+                self._judge(receive, Death(receive.owner, "unknown", "it has left its receive file"), kept)
+            if receive.has_message:
+                self._queue.defer(receive, Counts(*receive.counts), 0.0)
+        finally:
+            receive.leave(is_removed=not receive.has_message)
+        return True
 
     # ---- due
 
@@ -220,47 +249,57 @@ class MqueueKeeper(OwnersKeeper):
             due = names.parse_due(file)
             if due is None or due[0] > now_s or (priority := priority_of(due[1].name)) is None:
                 continue
+            path = os.path.join(self._beside.deferred, file)
             try:
-                if not self._send_again(file, due[1], priority, until_s, kept):
+                if not self._is_message(path):
+                    continue
+                if not self._send_again(path, due[1], priority, until_s, kept):
                     break
             except OSError as error:  # of this one: it keeps no other from coming back
-                failed = failed or error
+                failed = failed or OSError(error.errno, error.strerror, path)
         return failed
 
-    def _send_again(self, file: str, mark: names.Marked, priority: int, until_s: float, kept: Kept) -> bool:
-        """Send what is in *file*, its counts said before; False when the queue is full until *until_s*."""
-        if mark.attempts or mark.crashes:
-            self._count(mark)
+    def _is_message(self, path: str) -> bool:
+        try:
+            is_message = self._beside.is_message(path)
+        except FileNotFoundError:  # the keeper of another pool was first
+            return False
+        if not is_message:
+            self._name(path, "is no regular file, so no message; remove it")
+        return is_message
+
+    def _name(self, path: str, what: str) -> None:
+        """Log *what* is with *path*, once."""
+        if path not in self._named:
+            self._named.add(path)
+            log.warning("%s: %s %s", self._queue.url, names.shown(path), what)
+
+    def _send_again(self, path: str, mark: names.Marked, priority: int, until_s: float, kept: Kept) -> bool:
+        """Send what is in *path*, its counts said before; False when the queue is full until *until_s*."""
+        counts = Counts(mark.attempts, mark.crashes)
+        # While the queue is full they were said in an earlier round.
+        if counts != Counts() and self._beside.count_of(mark.name) != counts:
+            self._queue.write_count(mark.name, counts)
         # Counted before it can be seen, so that --until-empty never misses a message between two places.
         self._words[Q.DUE_MOVES] += 1
         try:
-            is_sent = self._queue.send_aside(os.path.join(self._beside.deferred, file), priority, until_s)
+            is_sent = self._queue.send_aside(path, priority, until_s)
         except OSError as error:
             if error.errno != errno.EMSGSIZE:
                 raise
-            self._too_long(file, mark)
+            self._too_long(path, mark.name, counts)
             return True
         kept.due += is_sent
         return is_sent
 
-    def _count(self, mark: names.Marked) -> None:
-        """Write down what is known of a message before it can be received, and tell the workers of it."""
-        try:
-            self._beside.write_count(mark.name, Counts(mark.attempts, mark.crashes))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            # It must come back all the same: what it waits for may be what makes room.
-            log.warning("%s: the counts of %s are lost: %s", self._queue.url, mark.name, error)
-        self._words[Q.COUNTED] += 1
-
-    def _too_long(self, file: str, mark: names.Marked) -> None:
+    def _too_long(self, path: str, name: str, counts: Counts) -> None:
         """It was received from a queue that had room for it; this one will never have."""
         reason = f"{self._queue.url} was made anew, for shorter messages"
-        target = self._queue.marked(mark.name, Counts(mark.attempts, mark.crashes))
-        if self._beside.move(os.path.join(self._beside.deferred, file), self._beside.errors, target):
-            facts: Facts = {"name": mark.name, "reason": reason, "attempts": mark.attempts, "crashes": mark.crashes}
-            write_meta(self._beside, target, facts, names.unpublished(self._queue.tokens.name(self._queue.host)))
+        target = self._beside.marked(name, counts)
+        if self._beside.move(path, self._beside.errors, target):
+            facts: Facts = {"name": name, "reason": reason, "attempts": counts.attempts, "crashes": counts.crashes}
+            write_meta(self._beside, target, facts, self._beside.unpublished())
+            self._beside.forget_count(name)
 
     # ---- sweeping
 
@@ -297,9 +336,7 @@ class MqueueKeeper(OwnersKeeper):
             try:
                 self._beside.remove(path)
             except OSError as error:
-                if file not in self._named:
-                    self._named.add(file)
-                    log.warning("%s: %s is to be pruned and stays: %s", self._queue.url, names.shown(path), error)
+                self._name(path, f"is to be pruned and stays: {error.strerror}")
                 continue
             self._beside.forget(f"{path}{META}")
             kept.pruned += 1

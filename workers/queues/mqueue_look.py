@@ -22,6 +22,7 @@ from workers.queues.base import STATES, Depth, Listed, Shown, State
 if TYPE_CHECKING:
     from workers.queues.mqueue import Mqueue
 
+PRIORITY_MAX = 32767
 _NAME = re.compile(r"(0|[1-9][0-9]{0,4})\.[0-9a-f]{32}\Z")
 
 
@@ -32,7 +33,10 @@ def name_of(body: bytes, priority: int) -> str:
 
 def priority_of(name: str) -> int | None:
     """The priority in a name; None for what is none of ours."""
-    return int(name.partition(".")[0]) if _NAME.match(name) else None
+    if not _NAME.match(name):
+        return None
+    priority = int(name.partition(".")[0])
+    return priority if priority <= PRIORITY_MAX else None
 
 
 def depth(waiting: int, queue: Mqueue) -> Depth:
@@ -81,5 +85,5 @@ def show(queue: Mqueue, name: str) -> list[Shown]:
             found.append(one)
         else:
             at_s = seen.received_ns / 1e9
-            found.append(Shown(one.listed, len(seen.body), at_s, at_s))
+            found.append(Shown(one.listed, len(seen.body), at_s, at_s, body=seen.body))
     return found

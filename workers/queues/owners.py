@@ -57,6 +57,7 @@ class OwnersKeeper(Keeper):
         return listed
 
     def _release_unlisted(self, owners: dict[str, names.Owner], kept: Kept) -> None:
+        """Release what the board lists no more; then raises the first OSError that one of them met."""
         # ORDER: the owners were listed first, the board is read after. See test_H32_board_comes_before_mkdir.
         mine = {directory for directory, owner in owners.items() if owner.master == self._consumer.master}
         listed = self._on_board() if mine else set()
@@ -65,12 +66,16 @@ class OwnersKeeper(Keeper):
         unlisted = mine - listed
         # Only in the second round: the master takes a dead owner off the board first and says why a moment later,
         # and the reason decides whether a crash is counted.
+        failed: OSError | None = None
         for directory in unlisted & self._unlisted:
-            self._release(Death(directory, "unknown", "its worker is gone from the board"), kept)
-            kept.owner_dead += 1
+            failed = self._try_release(Death(directory, "unknown", "its worker is gone from the board"), kept) or failed
         self._unlisted = unlisted
+        if failed is not None:
+            raise failed
 
     def _release_dead_neighbours(self, owners: dict[str, names.Owner], kept: Kept) -> None:
+        """Release what masters and workers had that are gone; then raises the first OSError that one of them met."""
+        failed: OSError | None = None
         for directory, owner in owners.items():
             if owner.master == self._consumer.master or owner.kernel8 != self._kernel8:
                 continue
@@ -83,8 +88,20 @@ class OwnersKeeper(Keeper):
             if self._system.start_ticks(owner.pid) is None:
                 # The session's number is not used again while a process is left in it, so these are the worker's own.
                 self._system.kill_session(owner.pid)
-            self._release(Death(directory, "unknown", "its master and its worker are gone"), kept)
-            kept.owner_dead += 1
+            failed = (
+                self._try_release(Death(directory, "unknown", "its master and its worker are gone"), kept) or failed
+            )
+        if failed is not None:
+            raise failed
+
+    def _try_release(self, death: Death, kept: Kept) -> OSError | None:
+        """Release one of several; the error that it met, for the others are released all the same."""
+        try:
+            self._release(death, kept)
+        except OSError as error:
+            return error
+        kept.owner_dead += 1
+        return None
 
     def _is_our_users(self, path: str) -> bool:
         # RACE: another keeper of this machine released it since it was listed.

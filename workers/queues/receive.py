@@ -8,8 +8,9 @@ stays when the worker dies: first its priority, which is the receipt (no priorit
 then the body. Until the receipt is EMPTY again the message is there, whoever finds the file.
 
 The length is known only after the call. Of a receiver that died before, it is found by what
-differs from the fill: bytes that UTF-8 never has, drawn at random. So text is always exact; of
-other bytes an end may be cut, one in thirteen for each last byte that is one of those.
+differs from the fill: of the 64 bytes with which no UTF-8 text ends (C0 to FF begin a character,
+or are none), drawn at random. So text is always exact; of other bytes an end may be cut, one in
+64 for each last byte that is one of those. That a length was guessed is logged for what is no text.
 
     header   words, then the owner's name twice (one of them is valid), and where it was set aside
     body     as large as the queue's largest message, resident before each receive
@@ -55,8 +56,9 @@ _MAGIC, _SIZE, _RECEIPT, _LENGTH, _STATE, _RECEIVED = range(6)
 RECEIPT_AT, OWNERS_AT, ASIDE_AT, TEXT_SIZE = 8 * _RECEIPT, 512, 1024, 256
 COUNT_BITS, COUNT_MAX = 16, 9999
 JUDGED, SECOND = 1 << 32, 1 << 33  # of the state: its owner's death was counted; the second owner is the valid one
-NEVER_IN_UTF8 = bytes((0xC0, 0xC1, *range(0xF5, 0x100)))
-_FILLING = bytes(NEVER_IN_UTF8[byte % len(NEVER_IN_UTF8)] for byte in range(256))
+NEVER_LAST_IN_UTF8 = bytes(range(0xC0, 0x100))
+_FILLING = bytes(0xC0 | byte & 0x3F for byte in range(256))
+NOT_A_FILE = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO})  # what opening a link, a directory, a socket meets
 
 # What this process has locked, by process, device and inode: to close any other descriptor of it would unlock it.
 _own: dict[tuple[int, int, int], Receive] = {}
@@ -217,6 +219,20 @@ class Receive:
     def aside(self, name: str) -> None:
         self._set_text(ASIDE_AT, name)
 
+    def fix_length(self) -> None:
+        """Write down how long the message seems to be, if its receiver was killed before it could."""
+        if self._words[_LENGTH] >= 0:
+            return
+        body = self.body()
+        try:
+            body.decode("utf-8")
+        except UnicodeDecodeError:
+            log.warning(
+                "%s: its receiver was killed before it knew the length of the message, which is no text: "
+                "%d bytes are a guess, and its end may be cut", self.path, len(body),
+            )  # fmt: skip
+        self._words[_LENGTH] = len(body)
+
     def body(self) -> bytes:
         """The message, copied."""
         if self._words[_LENGTH] >= 0:
@@ -338,7 +354,7 @@ class ReceivePlace:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != self.system.geteuid() or found.st_mode & 0o77:
             raise QueueRefused(
                 f"{path} is in the way: it must be a directory that is yours and nobody else's (mode 0700), "
-                "for messages are received there; remove it"
+                "for messages are received there; remove it, or have root do so where you may not"
             )
         return True
 
@@ -357,7 +373,7 @@ class ReceivePlace:
                 number += STEP  # another pool's, whose worker lives
                 continue
             except DamagedError as error:
-                log.error("%s", error)
+                self._name(os.path.join(self.path, str(number)), error)
                 number += STEP
                 continue
             except FileNotFoundError:
@@ -375,25 +391,42 @@ class ReceivePlace:
         except FileNotFoundError:
             return None
         except DamagedError as error:
-            if path not in self._named:
-                self._named.add(path)
-                log.error("%s", error)
+            self._name(path, error)
             return None
         if found is None or found.has_message:
             return found
         found.leave(is_removed=True)
         return None
 
-    def _open(self, path: str, size: int) -> Receive | None:
-        """Lock and map *path*, made where it is missing if it has a *size*; None when it was removed meanwhile."""
-        if self._own_at(path) is not None:
-            raise BlockingIOError(errno.EAGAIN, "this process has it", path)
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        fd = self.system.open(path, flags | os.O_CREAT if size else flags, 0o600)
+    def _name(self, path: str, error: DamagedError) -> None:
+        """Log what is in the way at *path*, once."""
+        if path not in self._named:
+            self._named.add(path)
+            log.error("%s", error)
+
+    def _opened(self, path: str, flags: int) -> tuple[int, os.stat_result]:
+        """A descriptor of the regular file *path*, and its stat. Raises DamagedError for what is something else."""
+        try:
+            fd = self.system.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        except OSError as error:
+            if error.errno in NOT_A_FILE:
+                raise DamagedError(f"{path} is in the way: it is no file of ours; remove it") from error
+            raise
         try:
             found = self.system.fstat(fd)
             if not is_regular(found) or found.st_uid != self.system.geteuid():
                 raise DamagedError(f"{path} is in the way: it is no file of ours; remove it")
+        except BaseException:
+            self.system.close(fd)
+            raise
+        return fd, found
+
+    def _open(self, path: str, size: int) -> Receive | None:
+        """Lock and map *path*, made where it is missing if it has a *size*; None when it was removed meanwhile."""
+        if self._own_at(path) is not None:
+            raise BlockingIOError(errno.EAGAIN, "this process has it", path)
+        fd, found = self._opened(path, os.O_RDWR | os.O_CREAT if size else os.O_RDWR)
+        try:
             self.system.lock_file(fd)
             # RACE: whoever had it locked has removed it since it was opened: then this is nobody's way to it any more.
             # See test_a_file_that_is_removed_while_another_opens_it_is_made_again.
@@ -405,10 +438,13 @@ class ReceivePlace:
             has_message = seen is not None and seen.has_message
             if has_message and not (0 < own_size <= SIZE_MAX and found.st_size == HEADER + 2 * _up(own_size)):
                 raise DamagedError(f"{path} is damaged: there may be a message in it; move it away and look")
-            return Receive(path, fd, own_size if has_message else size or 1, self.system, has_message=has_message)
+            receive = Receive(path, fd, own_size if has_message else size or 1, self.system, has_message=has_message)
         except BaseException:
             self.system.close(fd)
             raise
+        if has_message:
+            receive.fix_length()
+        return receive
 
     def _is_at(self, path: str, found: os.stat_result) -> bool:
         try:
@@ -451,11 +487,14 @@ class ReceivePlace:
         if own is not None:
             return own.image()
         try:
-            fd = self.system.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            fd, found = self._opened(path, os.O_RDONLY)
         except FileNotFoundError:
             return None
+        except DamagedError as error:
+            self._name(path, error)
+            return None
         try:
-            return self.system.pread(fd, self.system.fstat(fd).st_size if is_whole else HEADER, 0)
+            return self.system.pread(fd, found.st_size if is_whole else HEADER, 0)
         finally:
             self.system.close(fd)
 
