@@ -37,6 +37,8 @@ IN_SPOOL, IN_PUT, IN_KEEP = (
     "tests/unit/test_spool_put.py::",
     "tests/unit/test_spool_keep.py::",
 )
+DDMQ, IN_DDMQ = "workers/queues/ddmq.py", "tests/unit/test_ddmq_pool.py::"
+IN_DDMQ_FAULTS = "tests/unit/test_ddmq_faults.py::"
 IN_SURVIVORS = "tests/unit/test_survivors.py::"
 IN_LEASE, IN_NAMES, IN_CUT = "tests/unit/test_lease.py::", "tests/unit/test_names.py::", "tests/sim/test_power_cut.py::"
 A_SCHEDULE = "tests/sim/test_schedules.py::test_no_schedule_loses_repeats_or_strands_a_message"
@@ -454,6 +456,76 @@ MUTATIONS = (
         "if False:",
         "a put that returned has entered, and not been reaped before",
         (f"{IN_PUT}test_a_producer_stopped_after_its_last_write_lets_nothing_be_seen",),
+    ),
+    # ---- ddmq
+    Mutation(
+        "ddmq-record-before-the-claim",
+        DDMQ,
+        "See test_a_worker_killed_at_any_call_of_a_claim_loses_nothing.\n"
+        "        self.system.pwrite(self._hand, claim_line(waiting, expiry, lasts_s), 0)\n",
+        "See test_a_worker_killed_at_any_call_of_a_claim_loses_nothing.\n",
+        "what a killed worker had in hand is found at once",
+        (f"{IN_DDMQ}test_a_worker_killed_at_any_call_of_a_claim_loses_nothing",),
+    ),
+    Mutation(
+        "ddmq-release-minds-other-records",
+        DDMQ,
+        "if other != owner and (theirs := self.hand_of(other)) is not None and found in theirs.work_names():",
+        "if False:",
+        "a live worker's claim is not given back for a dead one",
+        (f"{IN_DDMQ}test_a_worker_killed_before_its_claim_takes_no_claim_of_another_with_it",),
+    ),
+    Mutation(
+        "ddmq-touch-takes-back-what-never-was",
+        "workers/queues/ddmq_keep.py",
+        "        lost = replace(hand, now=hand.before)\n        self._write(owner, touch_line(lost, lost.now))\n",
+        "",
+        "who has let a claim pass settles nothing of another's",
+        (f"{IN_DDMQ}test_a_touch_that_finds_nothing_leaves_no_trace_of_itself",),
+    ),
+    Mutation(
+        "ddmq-requeue-claims-first",
+        "workers/ddmq/claims.py",
+        "ours = files.touch(work_name, now if now != claim[0] else now + 1)",
+        "ours = work_name",
+        "however many clean, what has expired is requeued once",
+        (f"{IN_DDMQ_FAULTS}test_Q11_every_order_of_two_cleaners_and_an_ack_keeps_one_message",),
+    ),
+    Mutation(
+        "ddmq-rewrite-makes-no-copy",
+        "workers/ddmq/files.py",
+        "            self.system.rename_exchange(temporary, path)\n",
+        "            self.system.rename(temporary, path)\n            return True\n",
+        "what was acknowledged never comes back",
+        (f"{IN_DDMQ_FAULTS}test_Q11_a_claim_that_is_gone_is_not_made_again_by_rewriting_it",),
+    ),
+    # ---- queues of the kernel
+    Mutation(
+        "mqueue-receipt-first",
+        "workers/queues/receive.py",
+        "        self._receipt[0] = EMPTY\n"
+        "        memory[HEADER : HEADER + length] = memory[self._fill_at : self._fill_at + length]\n",
+        "        memory[HEADER : HEADER + length] = memory[self._fill_at : self._fill_at + length]\n"
+        "        self._receipt[0] = EMPTY\n",
+        "a message is whole, or settled",
+        ("tests/unit/test_receive.py::test_a_kill_at_any_store_of_a_settle_loses_nothing",),
+    ),
+    Mutation(
+        "mqueue-on-disk-before-it-is-cleared",
+        "workers/queues/mqueue_state.py",
+        "        self.system.fsync_directory(os.path.join(self.path, state))\n",
+        "",
+        "what failed outlives a power cut",
+        ("tests/unit/test_mqueue_pool.py::test_what_fails_is_on_disk_before_memory_forgets_it",),
+    ),
+    Mutation(
+        "mqueue-sent-before-it-is-cleared",
+        "workers/queues/mqueue.py",
+        "        if not self.send(body, priority):\n            self.defer(receive, counts, 0.0)\n",
+        "        receive.clear()\n"
+        "        if not self.send(body, priority):\n            self.defer(receive, counts, 0.0)\n",
+        "a released message is in the kernel or in memory, always",
+        ("tests/unit/test_mqueue_pool.py::test_a_kill_at_any_call_of_a_settle_loses_nothing",),
     ),
 )
 
