@@ -14,16 +14,20 @@ See also: spool (the protocol of this project), dirq, tests/contract (what all m
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import random
 import re
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Literal
 
 from workers.board import Board
-from workers.errors import NotSupported, QueueUnavailable
+from workers.errors import NotSupported, QueueError, QueueUnavailable
 from workers.message import Body, Claim
 from workers.system import System
 
@@ -193,12 +197,21 @@ class Queue(ABC):
 
     def put_many(self, bodies: Sequence[Body], *, durable: bool | None = None) -> list[str]:
         """
-        Enter a batch; its names. A QueueUnavailable carries the names that were entered before it, in their order.
+        Enter a batch; its names. A QueueError carries the names that were entered before it, in their order.
 
         They are as durable as was asked. Where is_unknown, that is not certain, nor whether the body after
         them was entered as well; none of the others was.
         """
-        return [name for body in bodies if (name := self.put(body, durable=durable)) is not None]
+        entered: list[str] = []
+        try:
+            for body in bodies:
+                name = self.put(body, durable=durable)
+                if name is not None:
+                    entered.append(name)
+        except QueueError as error:
+            error.names = tuple(entered)
+            raise
+        return entered
 
     # ---- consumers
 
@@ -421,6 +434,30 @@ class Claimable(Queue):
         """A random time up to base * 2^(attempt - 1), at most the configured maximum (full jitter)."""
         highest = self.settings.retry_backoff_s * 2.0 ** min(attempt - 1, 60)
         return random.uniform(0, min(highest, self.settings.retry_backoff_s_max))  # noqa: S311 - spreads load, no secret
+
+    def read_body(self, body: Body) -> bytes:
+        """What *body* is, see Queue.put. Raises OSError."""
+        if not isinstance(body, Path):
+            return body.encode("utf-8") if isinstance(body, str) else bytes(body)
+        fd = self.system.open(str(body), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return self.read_regular(fd, str(body))
+        finally:
+            self.system.close(fd)
+
+    def read_regular(self, fd: int, path: str) -> bytes:
+        """All of what is open as *fd*. Raises OSError, also where it is no regular file."""
+        if not stat.S_ISREG(self.system.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", path)
+        return self.read_all(fd)
+
+    def read_all(self, fd: int) -> bytes:
+        """All of the file *fd*, from its beginning. Raises OSError."""
+        parts, offset = [], 0
+        while part := self.system.pread(fd, 1 << 20, offset):
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts)
 
     def hand_on(self, claim: Claim, queue: Queue, bodies: Sequence[Body]) -> None:
         """Put *bodies* into *queue*; a single one has the priority of *claim* where both speak the same protocol."""

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from workers.errors import NotSupported, QueueRefused, QueueUnavailable
+from workers.errors import NotSupported, QueueRefused
 from workers.message import Body, Claim
 from workers.queues import names
 from workers.queues.base import Capability, Queue, Settings
 from workers.queues.beside import Beside, Counts
-from workers.queues.directory import Worded, is_regular
+from workers.queues.directory import Worded
 from workers.queues.locking import HeldClaim, Locking
 from workers.queues.meta import Facts, facts_of_claim, write_meta
 from workers.system import System
@@ -77,38 +77,6 @@ class ForeignQueue(Locking):
             raise OSError(errno.ESTALE, "another directory is there now: was the mount lost?", self.place)
 
     # ---- put
-
-    def put_many(self, bodies: Sequence[Body], *, durable: bool | None = None) -> list[str]:
-        """See Queue.put_many: one after the other."""
-        entered: list[str] = []
-        try:
-            for body in bodies:
-                name = self.put(body, durable=durable)
-                assert name is not None  # noqa: S101 - every such format gives one
-                entered.append(name)
-        except QueueUnavailable as error:
-            error.names = tuple(entered)
-            raise
-        return entered
-
-    def read_body(self, body: Body) -> bytes:
-        """What *body* is, see Queue.put. Raises OSError."""
-        if not isinstance(body, Path):
-            return body.encode("utf-8") if isinstance(body, str) else bytes(body)
-        fd = self.system.open(str(body), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            if not is_regular(self.system.fstat(fd)):
-                raise OSError(errno.EINVAL, "is no regular file", str(body))
-            return self._read(fd)
-        finally:
-            self.system.close(fd)
-
-    def _read(self, fd: int) -> bytes:
-        parts, offset = [], 0
-        while part := self.system.pread(fd, 1 << 20, offset):
-            parts.append(part)
-            offset += len(part)
-        return b"".join(parts)
 
     # ---- settle
 
@@ -207,7 +175,7 @@ class ForeignQueue(Locking):
         if claim.fd < 0:
             return Path(claim.path)
         with self._unavailable("read", claim.path):
-            return self._read(claim.fd)
+            return self.read_all(claim.fd)
 
     # ---- our own record
 

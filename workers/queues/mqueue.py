@@ -26,7 +26,6 @@ import errno
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.board import Q, WorkerText
@@ -34,7 +33,6 @@ from workers.errors import (
     ClaimLost,
     KeeperGone,
     NotSupported,
-    QueueError,
     QueueFull,
     QueueMissing,
     QueueRefused,
@@ -55,7 +53,7 @@ from workers.queues.base import (
     State,
 )
 from workers.queues.beside import Counts
-from workers.queues.directory import Worded, is_regular
+from workers.queues.directory import Worded
 from workers.queues.meta import Facts, facts_of_claim, write_meta
 from workers.queues.mqueue_keep import MqueueKeeper
 from workers.queues.mqueue_look import PRIORITY_MAX, name_of, priority_of
@@ -225,7 +223,7 @@ class Mqueue(Claimable):
         if not 0 <= rank <= PRIORITY_MAX:
             raise NotSupported(f"priority {rank} is not possible: an mqueue queue has 0 to {PRIORITY_MAX}")
         with self._unavailable("put a message into", self.url):
-            raw = self._bytes(body)
+            raw = self.read_body(body)
             try:
                 if not self.send(raw, rank):
                     self._refuse_full()
@@ -244,35 +242,6 @@ class Mqueue(Claimable):
             f"{self.url} is full: {found.waiting} messages wait and it was made for {found.max_messages}; "
             "a deeper one must be made anew (--max-messages; sysctl fs.mqueue.msg_max says how deep)"
         )
-
-    def put_many(self, bodies: Sequence[Body], *, durable: bool | None = None) -> list[str]:
-        """See Queue.put_many: one after the other."""
-        entered: list[str] = []
-        try:
-            for body in bodies:
-                entered.append(self.put(body, durable=durable))  # noqa: PERF401 - those before a failure are named
-        except QueueError as error:
-            error.names = tuple(entered)
-            raise
-        return entered
-
-    def _bytes(self, body: Body) -> bytes:
-        if not isinstance(body, Path):
-            return body.encode("utf-8") if isinstance(body, str) else bytes(body)
-        fd = self.system.open(str(body), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            return self._content(fd, str(body))
-        finally:
-            self.system.close(fd)
-
-    def _content(self, fd: int, path: str) -> bytes:
-        if not is_regular(self.system.fstat(fd)):
-            raise OSError(errno.EINVAL, "is no regular file", path)
-        parts, offset = [], 0
-        while part := self.system.pread(fd, 1 << 20, offset):
-            parts.append(part)
-            offset += len(part)
-        return b"".join(parts)
 
     # ---- claim
 
@@ -527,7 +496,7 @@ class Mqueue(Claimable):
                 return True
             # ORDER: sent, then removed. Killed between the two it is handled once more; the other way round, never.
             # See test_a_kill_at_any_call_of_a_round_loses_nothing.
-            if not self.send(self._content(fd, path), priority, until_s):
+            if not self.send(self.read_regular(fd, path), priority, until_s):
                 return False
             self._sent.add(path)
             self.beside.remove(path)
