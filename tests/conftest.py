@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,21 @@ import pytest
 
 from tests.rig import SETTINGS, Rig, World
 from workers.queues.spool import Spool
+
+MACHINE = re.compile(r"tests/(bench|process|tidy)/|mqueue|message_queue|test_receive")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """
+    Where tests run in several processes (pytest -n 2 --dist loadgroup), say which of them go together.
+
+    Those that look at processes, ports, mounts and the kernel's queues are the machine's: one after the other. The
+    others only compute; a file of them shares what it has counted.
+    """
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "machine" if MACHINE.search(item.nodeid) else item.nodeid.partition("::")[0]
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(name="rig")

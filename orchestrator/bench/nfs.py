@@ -37,7 +37,8 @@ ENTRIES = 100  # in one READDIR
 UNWAITED = ("CLOSE", "late REMOVE")
 ASKED = {
     "link": "LINK", "mkdir": "MKDIR", "rmdir": "REMOVE", "lstat": "GETATTR", "stat": "GETATTR",
-    "rename_noreplace": "RENAME", "statvfs": "FSSTAT", "utime": "SETATTR", "chmod": "SETATTR",
+    "rename_noreplace": "RENAME", "rename_exchange": "RENAME", "statvfs": "FSSTAT", "utime": "SETATTR",
+    "chmod": "SETATTR", "truncate": "SETATTR", "lock": "LOCK", "lock_file": "LOCK",
 }  # fmt: skip
 
 

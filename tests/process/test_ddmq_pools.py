@@ -234,7 +234,8 @@ def test_a_pool_beside_the_original_finishes_each_message_once_under_kills(
     assert ended.done
     assert not ended.wrong_errors
     # It was known what workers held; of the library, and of what a keeper was giving back, not always.
-    assert storm.orphans <= 1 + (kills["library"] + kills["keeper"]) // 8
+    # A library's process that is killed leaves what it had until that expires; so may a keeper killed in a release.
+    assert storm.orphans <= 1 + kills["library"] + kills["keeper"]
     # Settled once: a kill may come between the handler's line, the settle and its count.
     killed_with_workers = kills["worker"] + (kills["master"] + kills["pool"]) * WORKERS
     assert ended.done.total() - killed_with_workers <= counted <= ended.done.total()
