@@ -247,7 +247,7 @@ def test_running_pools_are_found_by_name_or_as_the_only_one(tmp_path: Path) -> N
         "0 1\n",
         "-1 1\n",
         f"{2**40} 1\n",
-        f"{os.getpid()} 1\n",
+        pytest.param(f"{os.getpid()} 1\n", id="ours of another time"),
         f"{NO_PID} 1\n",
         "\0" * 99,
     ],
