@@ -35,8 +35,8 @@ def test_all_messages_arrive_once_in_their_order_and_the_rate_is_said(pools: Poo
 
 
 def test_a_bridge_that_is_killed_again_and_again_loses_nothing(pools: Pools) -> None:
-    with open_queue(f"dirq-simple:{pools.place}/from", create=True) as source:
-        source.put_many([str(number).encode() for number in range(COUNT)])
+    with open_queue(f"ddmq:{pools.place}/root/from", create=True) as source:
+        source.put_many([str(number).encode() for number in range(COUNT)], durable=False)
         target, kills = pools.place / "to", 0
         while True:
             bridge = pools.start(source.url, str(target), "--until-empty", "--workers", "2", command="bridge")
