@@ -167,13 +167,16 @@ class DdmqKeeper(ForeignKeeper[Hand]):
     def _hand_of(self, owner: str) -> Hand | None:
         return self._queue.hand_of(owner)
 
-    def _release_hand(self, hand: Hand, death: Death, kept: Kept) -> list[str]:
+    def _await(self, hand: Hand) -> None:
+        """See ForeignKeeper._await."""
         # RACE: it died before it claimed; another claimed to the same second, gave it back, and claims it again while
         # we look. When that second is over nobody writes a record any more that names what this one does.
         # See test_no_schedule_loses_repeats_or_strands_a_message.
         over_s = hand.expiry - hand.lasts_s + 1 - self._files.now_s()
         if 0 < over_s <= 1:
             self._system.sleep(over_s + CLOCKS_S)
+
+    def _release_hand(self, hand: Hand, death: Death, kept: Kept) -> list[str]:
         found = self._queue.found_of(hand, death.owner)
         if found is None:
             return []

@@ -83,6 +83,9 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
     def _hand_of(self, owner: str) -> HandT | None:
         """What held/OWNER says; None for nothing. Raises OSError."""
 
+    def _await(self, hand: HandT) -> None:
+        """Wait until nobody can say any more that *hand* is his, who did not when its worker died."""
+
     @abstractmethod
     def _release_hand(self, hand: HandT, death: Death, kept: Kept) -> list[str]:
         """Give back what *hand* speaks of, by _release_one, if it is that very claim still; its name."""
@@ -231,6 +234,8 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
         # record away has it for himself. See test_of_two_keepers_that_release_one_owner_one_does.
         record = os.path.join(self._beside.held, death.owner)
         hand = self._hand_of(death.owner)
+        if hand is not None:
+            self._await(hand)  # while the record is there: a keeper killed now loses nothing of it
         taken = names.unpublished(self._foreign.tokens.name(self._foreign.host))
         released = []
         if not self._beside.move(record, self._beside.tmp, taken):
