@@ -25,7 +25,7 @@ from typing import Any
 from workers.board import Board, Q, WorkerText
 from workers.message import Claim
 from workers.queues import names
-from workers.queues.base import Consumer, Kept, Settings
+from workers.queues.base import Consumer, Keeper, Kept, Settings
 from workers.queues.spool import Spool
 from workers.queues.spool_keep import SpoolKeeper
 from workers.system import System
@@ -243,14 +243,19 @@ class Pool:
         return claim
 
     def rounds(self, count: int = 1, every_s: float = 1.0) -> Kept:
-        """*count* keeper rounds, the clock moved before each; what they did, summed."""
-        total = Kept()
-        for _ in range(count):
-            self.rig.world.advance(every_s)
-            kept = self.keeper.keep()
-            for name in ("owner_dead", "lease_lost", "too_old", "crash_limit", "temporary", "due", "pruned"):
-                setattr(total, name, getattr(total, name) + getattr(kept, name))
-        return total
+        """See the function rounds()."""
+        return rounds(self.keeper, self.rig.world, count, every_s)
+
+
+def rounds(keeper: Keeper, world: World, count: int, every_s: float) -> Kept:
+    """*count* keeper rounds, the clock moved before each; what they did, summed."""
+    total = Kept()
+    for _ in range(count):
+        world.advance(every_s)
+        kept = keeper.keep()
+        for name in ("owner_dead", "lease_lost", "too_old", "crash_limit", "temporary", "due", "pruned"):
+            setattr(total, name, getattr(total, name) + getattr(kept, name))
+    return total
 
 
 @dataclass
@@ -337,4 +342,4 @@ def fail_each(
             yield pool, f"{system.failed} (call {nth}): {errno.errorcode[code]}", raised
 
 
-__all__ = ["ERRNOS", "LOOKS", "SETTINGS", "FakeSystem", "Pool", "Q", "Rig", "Words", "World", "fail_each"]
+__all__ = ["ERRNOS", "LOOKS", "SETTINGS", "FakeSystem", "Pool", "Q", "Rig", "Words", "World", "fail_each", "rounds"]

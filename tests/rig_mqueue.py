@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.rig import SETTINGS, FakeSystem, World
+from tests.rig import SETTINGS, FakeSystem, World, rounds
 from workers.board import Board, WorkerText
 from workers.message import Claim
 from workers.posix_mq import Mq
@@ -186,14 +186,8 @@ class MqueuePool:
         return claim
 
     def rounds(self, count: int = 1, every_s: float = 1.0) -> Kept:
-        """*count* keeper rounds, the clock moved before each; what they did, summed."""
-        total = Kept()
-        for _ in range(count):
-            self.world.advance(every_s)
-            kept = self.keeper.keep()
-            for name in ("owner_dead", "crash_limit", "temporary", "due", "pruned"):
-                setattr(total, name, getattr(total, name) + getattr(kept, name))
-        return total
+        """See rig.rounds."""
+        return rounds(self.keeper, self.world, count, every_s)
 
     # ---- what is there
 

@@ -70,7 +70,7 @@ class QueueKeeper:
         self._measure_took_ns = 0
         self._tick_s = 1.0
         self._pending: list[Release] = []
-        self._trouble = ""
+        self._troubles: dict[str, str] = {}  # what was said of each thing that goes wrong, so it is said once
 
     # ---- opening
 
@@ -106,12 +106,11 @@ class QueueKeeper:
         was open before, so it is waited for, however long its filesystem is away.
         """
         while (refused := self._refused()) is not None:
-            if self._trouble != refused:
-                self._trouble = refused
+            if self._is_news("open", refused):
                 report(refused)
             if not is_known or not self._wait_for_orders():
                 return
-        self._trouble = ""
+        self._troubles.clear()
         report(None)
         round_ns = self._system.boottime_ns()
         while not is_over():
@@ -135,6 +134,13 @@ class QueueKeeper:
             if isinstance(order, Measure):
                 self.measure()
         self.leave()
+
+    def _is_news(self, what: str, reason: str) -> bool:
+        """Whether *what* goes wrong for another *reason* than when this was asked last; "" for not any more."""
+        before = self._troubles.pop(what, "")
+        if reason:
+            self._troubles[what] = reason
+        return reason != before
 
     def _refused(self) -> str | None:
         try:
@@ -160,21 +166,18 @@ class QueueKeeper:
         try:
             kept = self._queue.keep()
         except QueueUnavailable as error:
-            if self._trouble != str(error):
+            if self._is_news("keep", str(error)):
                 log.warning("%s: %s", self._queue.url, error)
-                self._trouble = str(error)
             self._say(QueueState.UNAVAILABLE, str(error))
             return
         except Exception as error:
             # A fault of the program, met in what somebody left in this queue: the other queues go on.
-            if self._trouble != repr(error):
+            if self._is_news("keep", repr(error)):
                 log.exception("%s: a round failed; it is tried again", self._queue.url)
-                self._trouble = repr(error)
             self._say(QueueState.UNAVAILABLE, f"a fault of the program: {error!r}")
             return
-        if self._trouble:
+        if self._is_news("keep", ""):
             log.warning("%s: works again", self._queue.url)
-            self._trouble = ""
             self._say(QueueState.READY, "")
         words = self._slot.words
         words[Q.REAPED_OWNER_DEAD] += kept.owner_dead
@@ -191,14 +194,16 @@ class QueueKeeper:
 
     def _release_pending(self) -> None:
         assert self._queue is not None  # noqa: S101 - open() comes first
-        while self._pending:
-            order = self._pending[0]
+        for order in tuple(self._pending):
+            what = f"release {order.owner}"
             try:
                 released = self._queue.release_owner(order.owner, order.cause, order.note)
-            except QueueUnavailable as error:
-                log.warning("%s: %s; tried again", self._queue.url, error)
-                return
-            self._pending.pop(0)
+            except QueueUnavailable as error:  # of this one: it keeps no other from going back
+                if self._is_news(what, str(error)):
+                    log.warning("%s: %s; tried again", self._queue.url, error)
+                continue
+            self._is_news(what, "")
+            self._pending.remove(order)
             for name in released:
                 log.info("%s: %s released, its worker %s", self._queue.url, names.shown(name), order.cause)
 
@@ -212,8 +217,10 @@ class QueueKeeper:
             depth = self._queue.keeper_side().depth(is_exact=asked != words[Q.PASS])
             space = self._system.statvfs(self._queue.place)
         except (QueueUnavailable, OSError) as error:
-            log.warning("%s: cannot be measured: %s", self._queue.url, error)
+            if self._is_news("measure", str(error)):
+                log.warning("%s: cannot be measured: %s", self._queue.url, error)
             return
+        self._is_news("measure", "")
         words[Q.WAITING], words[Q.CLAIMED], words[Q.DEFERRED] = depth.waiting, depth.claimed, depth.deferred
         words[Q.ERRORS], words[Q.IGNORED] = depth.errors, depth.ignored
         words[Q.OLDEST_WAITING_MS] = int(depth.oldest_s.get("waiting", 0) * 1000)

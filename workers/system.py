@@ -291,6 +291,35 @@ class System:
         return kill_session(session)
 
 
+# Functions, not methods: a caller's own line names the call, which errors are worded by (see dirq.told).
+
+
+def is_there(system: System, path: str) -> bool:
+    """Whether *path* exists, no link followed. Raises OSError when that cannot be said. One call."""
+    try:
+        system.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def remove(system: System, path: str) -> bool:
+    """Unlink *path*; False when it was gone. Raises OSError. One call."""
+    try:
+        system.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def forget(system: System, path: str) -> None:
+    """Unlink what nobody was promised and nobody waits for; if that fails, a sweep finds it. One call."""
+    try:
+        system.unlink(path)
+    except OSError:
+        return
+
+
 @functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
@@ -400,6 +429,16 @@ def allow_late_timers(slack_s: float) -> None:
     """
     with contextlib.suppress(AttributeError):
         _libc().prctl(29, ctypes.c_ulong(int(slack_s * 1e9)), 0, 0, 0)
+
+
+def be_seen() -> None:
+    """
+    Let this process's user see it in /proc again, after it changed its user, as running a program would.
+
+    Source: prctl(2), PR_SET_DUMPABLE.
+    """
+    with contextlib.suppress(AttributeError):
+        _libc().prctl(4, 1, 0, 0, 0)
 
 
 def die_with_parent(parent: int) -> None:

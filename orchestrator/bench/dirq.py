@@ -42,7 +42,7 @@ class Kind(NamedTuple):
     name: str
     schema: dict[str, str]  # empty: QueueSimple
     data: Any
-    library_target: float
+    own_target: float
     pool: str = ""  # URL with {path}; empty: no pool is measured
     pool_target: float = 0.0
 
@@ -104,7 +104,7 @@ def _library(kind: Kind, directory: Path, rounds: int, elements: int) -> list[Fi
             "messages/s",
             rates["ours", verb],
             rates["original", verb],
-            kind.library_target if verb == "together" else None,
+            kind.own_target if verb == "together" else None,
         )
         for verb in (*VERBS, "together")
     ]

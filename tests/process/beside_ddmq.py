@@ -1,25 +1,24 @@
 """
 beside_ddmq - processes of ours and of the original ddmq on one queue, and the accounts of what they did
 
-An Actor is one process: it publishes, consumes, or cleans. It writes each step down before and after,
-by one O_APPEND write into a journal of its own, so that kill -9 cannot lie. A Cast starts the actors, kills ours
-and starts them again. A claim that nobody will end, for who had it was killed or has forgotten it on purpose, gets
-an expiry of long ago, so that the next cleaning finds it and nobody waits ten minutes. accounts() reads the journals.
+An Actor publishes, consumes, or cleans. A claim that nobody will end, for who had it was killed or has forgotten it on
+purpose, gets an expiry of long ago, so that the next cleaning finds it and nobody waits ten minutes. accounts() reads
+the journals.
 
 A message is told by its text, which begins with its identity, WHO.NUMBER: an original that requeues gives another id.
 All ask to be requeued, for what does not is removed when it expires; so the original, which would requeue such a
 message when it is acked (Q5), acks by the names of files.
 Long because: what the actors write down, what a kill leaves of it and how it is read are read together.
 
-See also: test_beside_ddmq, beside_dirq (of which this has the cast), disks (the filesystems).
+See also: beside (actors, their journals), test_beside_ddmq.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
-import random
 import sys
 import time
 import warnings
@@ -33,16 +32,14 @@ from typing import Any
 
 import pytest
 
-from tests.process import beside_dirq
-from tests.process.beside_dirq import FORK, IDLE_S, OURS, THEIRS, TORN, text_of
-from tests.process.disks import mounted
+from tests.process import beside
+from tests.process.beside import BURST_MAX, IDLE_S, OURS, ground_on, identity_in, text_of
 from tests.waiting import until
 from workers import ddmq
 from workers.ddmq.files import QueueFiles, parse_waiting, parse_work
 
 QUEUE = "tasks"
 LONG_AGO = 1  # an expiry, seconds since 1970
-BURST_MAX = 20  # messages that one publishes, and then consumes
 AT_ONCE_MAX = 4  # of those that one consume() asks for
 OWN_FILES = {"ddmq.yaml", "ddmq.yaml.intermediate", "work"}
 
@@ -67,33 +64,18 @@ def library(side: str) -> Any:
 
 def read(text: object) -> str:
     """The identity of a message with that text, TORN when it is not all of it."""
-    identity = str(text).partition("\n")[0]
-    return identity if text == text_of(identity) else TORN
+    return identity_in(str(text))
 
 
 # ---- the place
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A root with one queue, and beside it what its processes write down."""
+@dataclass(frozen=True)
+class Site(beside.Site):
+    """See beside.Site; a root with one queue."""
 
     root: Path
     place: Path
-
-    def __post_init__(self) -> None:
-        for path in (self.journals, self.ready):
-            path.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def journals(self) -> Path:
-        """One for each actor."""
-        return self.place / "journals"
-
-    @property
-    def ready(self) -> Path:
-        """A file for each actor that has published all that it has to."""
-        return self.place / "ready"
 
     @property
     def begun(self) -> Path:
@@ -101,24 +83,23 @@ class Site:
         return self.place / "begun"
 
     @property
-    def over(self) -> Path:
-        """Once it is there, actors end."""
-        return self.place / "over"
-
-    @property
     def queue(self) -> Path:
         """The queue's directory."""
         return self.root / QUEUE
 
     @property
+    def url(self) -> str:
+        """What a pool on it is given."""
+        return f"ddmq:{self.queue}"
+
+    def identity_of(self, path: Path) -> str:
+        """The identity of the message at *path*, wherever that is."""
+        return read(json.loads(path.read_bytes())["message"])
+
+    @property
     def work(self) -> Path:
         """That of its claims."""
         return self.queue / "work"
-
-    def lines(self, who: str) -> list[str]:
-        """What *who* has written so far."""
-        path = self.journals / who
-        return path.read_text().splitlines() if path.exists() else []
 
     def names(self) -> list[str]:
         """What waits."""
@@ -166,55 +147,27 @@ class Site:
 @contextmanager
 def site_on(ground: str, place: Path) -> Iterator[Site]:
     """A site on a filesystem of its own, or "here" in *place* itself."""
-    if ground == "here":
-        yield Site(place / "root", place / "told")
-        return
-    with mounted(ground, place) as disk:
-        yield Site(disk.path / "root", place / "told")
+    with ground_on(ground, place) as here:
+        yield Site(here / "root", place / "told")
 
 
 # ---- one process
 
 
-class Actor:
-    """A process that works on the queue, with one of the two libraries."""
+class Actor(beside.Actor):
+    """See beside.Actor."""
+
+    entering = "publishing"
+    errors = (OSError, ValueError, TypeError)
+    site: Site
 
     def __init__(self, site: Site, who: str) -> None:
-        self.site, self.who = site, who
-        self.side = who.partition("-")[0]
-        if self.side == THEIRS:
-            warnings.simplefilter("ignore")
-        self.parent = os.getppid()
-        self.fd = os.open(site.journals / who, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        self.published = sum(line.startswith("publishing ") for line in site.lines(who))
-        self.dice = random.Random(f"{who} {self.published}")  # noqa: S311 - what is killed begins with other numbers
-        self.failed: Counter[str] = Counter()
+        super().__init__(site, who)
         self.broker = site.broker(self.side)
-
-    def note(self, *words: str) -> None:
-        """Write a line."""
-        os.write(self.fd, f"{' '.join(words)}\n".encode())
-
-    @contextmanager
-    def may_fail(self, what: str) -> Iterator[None]:
-        """Count and forget what the original raises. What ours raises ends the process, and the test."""
-        try:
-            yield
-        except (OSError, ValueError, TypeError) as error:
-            if self.side == OURS:
-                raise
-            self.failed[f"{what} {type(error).__name__}"] += 1
-
-    @property
-    def is_over(self) -> bool:
-        """Whether to end: told so, or nobody is left who could."""
-        return self.site.over.exists() or os.getppid() != self.parent
 
     def publish(self, **more: Any) -> None:
         """Publish the next one."""
-        identity = f"{self.who}.{self.published}"
-        self.published += 1
-        self.note("publishing", identity)
+        identity = self.next_identity()
         with self.may_fail("publish"):
             name = self.broker.publish(QUEUE, text_of(identity), **{"requeue": True, **more}).filename
             self.note("published", identity, name)
@@ -258,11 +211,6 @@ class Actor:
         else:
             self.ack(message)
 
-    def end(self) -> None:
-        """Write down how often what failed."""
-        for what, count in self.failed.items():
-            self.note("failed", str(count), what)
-
 
 def work(actor: Actor, quota: int, clean: bool = True) -> None:
     """Publish some, consume some, at full speed; when *quota* are published, consume only."""
@@ -270,16 +218,16 @@ def work(actor: Actor, quota: int, clean: bool = True) -> None:
     at_once_max = AT_ONCE_MAX if actor.side == OURS else 1
     while not actor.is_over:
         burst = actor.dice.randint(1, BURST_MAX)
-        for _ in range(min(burst, quota - actor.published)):
+        for _ in range(min(burst, quota - actor.entered)):
             actor.publish(clean=clean, priority=actor.dice.choice((1, 9, 10, 999, 1000)))
-        if actor.published >= quota:
+        if actor.entered >= quota:
             (actor.site.ready / actor.who).touch()
         taken = 0
         while taken < burst and (found := actor.consume(actor.dice.randint(1, at_once_max), clean=clean)):
             taken += len(found)
             for message in found:
                 actor.handle(message, forgotten=0.03, given_back=0.03)
-        if actor.published >= quota and not taken:
+        if actor.entered >= quota and not taken:
             until(lambda: actor.is_over or actor.site.has_waiting(), IDLE_S)
 
 
@@ -287,13 +235,13 @@ def supply(actor: Actor, quota: int) -> None:
     """Publish while few wait, and consume some of them, so that others get most."""
 
     def has_few() -> bool:
-        return actor.published < quota and len(actor.site.names()) < BURST_MAX
+        return actor.entered < quota and len(actor.site.names()) < BURST_MAX
 
     while not actor.is_over:
-        if actor.published >= quota:
+        if actor.entered >= quota:
             (actor.site.ready / actor.who).touch()
         until(lambda: actor.is_over or has_few(), IDLE_S)
-        burst = min(actor.dice.randint(1, BURST_MAX), quota - actor.published)
+        burst = min(actor.dice.randint(1, BURST_MAX), quota - actor.entered)
         for _ in range(burst):
             actor.publish(clean=False)
         for _ in range(burst // 4):
@@ -322,16 +270,11 @@ def clean(actor: Actor) -> None:
 # ---- all of them
 
 
-class Cast(beside_dirq.Cast):
-    """Starts actors, kills ours, and leaves none behind."""
+class Cast(beside.Cast):
+    """See beside.Cast."""
 
-    site: Any
-
-    def start(self, who: str, role: Callable[..., None], *arguments: object) -> None:
-        """Fork, and be *role* there; WHO begins with ours- or theirs-."""
-        self._roles[who] = (role, arguments)
-        self._processes[who] = FORK.Process(target=_play, args=(role, self.site, who, arguments), daemon=True)
-        self._processes[who].start()
+    actor = Actor
+    site: Site
 
     def wait(self, is_over: Callable[[], bool], timeout_s: float) -> None:
         """Wait until it is over, none being killed; then let all end."""
@@ -364,15 +307,6 @@ def in_hand(lines: list[str]) -> dict[str, str]:
         elif step == "killed":
             held = {}
     return held
-
-
-def _play(role: Callable[..., None], site: Site, who: str, arguments: tuple[object, ...]) -> None:
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        if who.startswith(THEIRS):
-            sys.stdout = nowhere  # its warnings
-        actor = Actor(site, who)
-        role(actor, *arguments)
-        actor.end()
 
 
 # ---- what they wrote
@@ -445,7 +379,7 @@ def accounts(site: Site) -> Accounts:
 def put_all(site: Site, count: int, **more: Any) -> None:
     """Make the queue and let ours publish *count* messages."""
     first = Actor(site, f"{OURS}-first")
-    while first.published < count:
+    while first.entered < count:
         first.publish(**more)
     os.close(first.fd)
 

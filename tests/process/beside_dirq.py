@@ -1,38 +1,31 @@
 """
 beside_dirq - processes of ours and of the original dirq on one directory, and the accounts of what they did
 
-An Actor is one process: it adds elements, or takes them, or purges. It writes each step down before and after,
-by one O_APPEND write into a journal of its own, so that kill -9 cannot lie. A Cast starts the actors, kills ours
-and starts them again. A lock that a killed one held gets the time of hours ago, so that purges with their
-common limits break it at once, and nobody waits for it. accounts() reads the journals.
+An Actor adds elements, or takes them, or purges. A lock that a killed one held gets the time of hours ago, so that
+purges with their common limits break it at once, and nobody waits for it. accounts() reads the journals.
 
-What an element holds is told by its identity, WHO.NUMBER, and is made again to be compared.
 Long because: what the actors write down, what a kill leaves of it and how it is read are read together.
 
-See also: test_beside_dirq, disks (the filesystems).
+See also: beside (actors, their journals), test_beside_dirq.
 """
 
 from __future__ import annotations
 
 import importlib
-import multiprocessing
 import os
-import random
 import re
-import signal
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.process.disks import mounted
+from tests.process import beside
+from tests.process.beside import BURST_MAX, IDLE_S, OURS, TORN, ground_on, identity_in, text_of
 from tests.waiting import until
 from workers.dirq import Queue, QueueError, QueueSimple
 
@@ -44,15 +37,9 @@ ORIGINAL_ERROR = importlib.import_module("dirq.Exceptions").QueueError
 
 SCHEMA = {"body": "string", "header": "table?"}
 ELEMENT = re.compile(r"[0-9a-f]{8}/[0-9a-f]{14}\Z")
-OURS, THEIRS = "ours", "theirs"
-TORN = "torn"
-BURST_MAX = 20  # elements that one adds, and then takes
 MAXELTS = 50  # few, so that intermediate directories come and go
 OLD_S = 4 * 3600.0  # older than every limit of a purge
-KILL_S = 0.03
-IDLE_S = 600.0
 LIMITS = {"maxtemp": 300, "maxlock": 600}
-FORK = multiprocessing.get_context("fork")
 
 
 # ---- the two kinds of queues
@@ -62,6 +49,7 @@ class Simple:
     """QueueSimple: an element is a file."""
 
     name = "simple"
+    url = "dirq-simple:{}?granularity=1"
 
     def open(self, path: Path, side: str) -> Any:
         """The queue as *side* sees it; a directory for each second."""
@@ -74,8 +62,7 @@ class Simple:
 
     def read(self, data: bytes) -> str:
         """The identity of what was got."""
-        identity = data.partition(b"\n")[0].decode("ascii", "replace")
-        return identity if data == text_of(identity).encode() else TORN
+        return identity_in(data.decode("utf-8", "replace"))
 
     def has_age(self, path: Path, name: str) -> Path:
         """What tells the age of the lock."""
@@ -90,6 +77,7 @@ class Normal:
     """Queue: an element is a directory with a file for each key of the schema."""
 
     name = "normal"
+    url = f"dirq:{{}}?schema=body:string,header:table?&maxelts={MAXELTS}"
 
     def open(self, path: Path, side: str) -> Any:
         """The queue as *side* sees it."""
@@ -118,32 +106,17 @@ Kind = Simple | Normal
 KINDS: tuple[Kind, ...] = (Simple(), Normal())
 
 
-def text_of(identity: str) -> str:
-    """A text that begins with *identity*: mostly short, now and then more than one write."""
-    dice = random.Random(identity)  # noqa: S311 - to be repeated
-    size = 70_000 if dice.random() < 0.01 else dice.randrange(300)
-    return f"{identity}\n" + "č\t\\n\n x"[dice.randrange(7) :] * (size // 7)
-
-
 # ---- the place
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A queue, and beside it what its processes write down."""
+@dataclass(frozen=True)
+class Site(beside.Site):
+    """See beside.Site."""
 
     kind: Kind
     queue: Path
     place: Path
-
-    def __post_init__(self) -> None:
-        for path in (self.journals, self.holders, self.ready):
-            path.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def journals(self) -> Path:
-        """One for each actor."""
-        return self.place / "journals"
+    parts = ("journals", "ready", "holders")
 
     @property
     def holders(self) -> Path:
@@ -151,23 +124,18 @@ class Site:
         return self.place / "holders"
 
     @property
-    def ready(self) -> Path:
-        """A file for each actor that has added all that it has to."""
-        return self.place / "ready"
+    def url(self) -> str:
+        """What a pool on it is given."""
+        return self.kind.url.format(self.queue)
 
-    @property
-    def over(self) -> Path:
-        """Once it is there, actors end."""
-        return self.place / "over"
+    def identity_of(self, path: Path) -> str:
+        """The identity of the element at *path*, wherever that is."""
+        body = path if path.is_file() else path / "body"
+        return identity_in(body.read_bytes().decode("utf-8", "replace"))
 
     def holder(self, name: str) -> Path:
         """The file that says that *name* is held."""
         return self.holders / name.replace("/", "-")
-
-    def lines(self, who: str) -> list[str]:
-        """What *who* has written so far."""
-        path = self.journals / who
-        return path.read_text().splitlines() if path.exists() else []
 
     def names(self) -> Iterator[str]:
         """The elements, locked or not."""
@@ -218,55 +186,27 @@ class Site:
 @contextmanager
 def site_on(ground: str, kind: Kind, place: Path) -> Iterator[Site]:
     """A site on a filesystem of its own, or "here" in *place* itself."""
-    if ground == "here":
-        yield Site(kind, place / "queue", place / "told")
-        return
-    with mounted(ground, place) as disk:
-        yield Site(kind, disk.path / "queue", place / "told")
+    with ground_on(ground, place) as here:
+        yield Site(kind, here / "queue", place / "told")
 
 
 # ---- one process
 
 
-class Actor:
-    """A process that works on a queue, with one of the two libraries."""
+class Actor(beside.Actor):
+    """See beside.Actor."""
+
+    entering = "adding"
+    errors = (OSError, ORIGINAL_ERROR)
+    site: Site
 
     def __init__(self, site: Site, who: str) -> None:
-        self.site, self.who = site, who
-        self.side = who.partition("-")[0]
-        if self.side == THEIRS:
-            warnings.simplefilter("ignore")  # later Pythons deprecate what it calls
-        self.parent = os.getppid()
-        self.fd = os.open(site.journals / who, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        self.added = sum(line.startswith("adding ") for line in site.lines(who))
-        self.dice = random.Random(f"{who} {self.added}")  # noqa: S311 - what is killed begins with other numbers
-        self.failed: Counter[str] = Counter()
+        super().__init__(site, who)
         self.queue = site.kind.open(site.queue, self.side)
-
-    def note(self, *words: str) -> None:
-        """Write a line."""
-        os.write(self.fd, f"{' '.join(words)}\n".encode())
-
-    @contextmanager
-    def may_fail(self, what: str) -> Iterator[None]:
-        """Count and forget what the original raises. What ours raises ends the process, and the test."""
-        try:
-            yield
-        except (OSError, ORIGINAL_ERROR) as error:
-            if self.side == OURS:
-                raise
-            self.failed[f"{what} {type(error).__name__}"] += 1
-
-    @property
-    def is_over(self) -> bool:
-        """Whether to end: told so, or nobody is left who could."""
-        return self.site.over.exists() or os.getppid() != self.parent
 
     def add(self) -> None:
         """Add the next one."""
-        identity = f"{self.who}.{self.added}"
-        self.added += 1
-        self.note("adding", identity)
+        identity = self.next_identity()
         with self.may_fail("add"):
             self.note("added", identity, self.queue.add(self.site.kind.make(identity, self.side)))
 
@@ -320,20 +260,15 @@ class Actor:
             return False
         return True
 
-    def end(self) -> None:
-        """Write down how often what failed."""
-        for what, count in self.failed.items():
-            self.note("failed", str(count), what)
-
 
 def work(actor: Actor, quota: int) -> None:
     """Add some, take some, at full speed; when *quota* are added, take only."""
     while not actor.is_over:
         burst = actor.dice.randint(1, BURST_MAX)
-        for _ in range(min(burst, quota - actor.added)):
+        for _ in range(min(burst, quota - actor.entered)):
             actor.add()
         taken = actor.take(burst)
-        if actor.added >= quota:
+        if actor.entered >= quota:
             (actor.site.ready / actor.who).touch()
             if not taken:
                 until(lambda: actor.is_over or actor.site.has_waiting(), IDLE_S)
@@ -343,14 +278,14 @@ def supply(actor: Actor, quota: int) -> None:
     """Add while few are there, and take some of them, so that others get most."""
 
     def has_few() -> bool:
-        return actor.added < quota and sum(1 for _ in actor.site.names()) < BURST_MAX
+        return actor.entered < quota and sum(1 for _ in actor.site.names()) < BURST_MAX
 
     while not actor.is_over:
-        if actor.added >= quota:
+        if actor.entered >= quota:
             (actor.site.ready / actor.who).touch()
         until(lambda: actor.is_over or has_few(), IDLE_S)
         burst = actor.dice.randint(1, BURST_MAX)
-        for _ in range(min(burst, quota - actor.added)):
+        for _ in range(min(burst, quota - actor.entered)):
             actor.add()
         actor.take(burst // 4)
 
@@ -372,32 +307,11 @@ def purge(actor: Actor, limits: Mapping[str, int]) -> None:
 # ---- all of them
 
 
-@dataclass
-class Cast:
-    """Starts actors, kills ours, and leaves none behind."""
+class Cast(beside.Cast):
+    """See beside.Cast."""
 
+    actor = Actor
     site: Site
-    dice: random.Random
-    kills: int = 0
-    _roles: dict[str, tuple[Callable[..., None], tuple[object, ...]]] = field(default_factory=dict)
-    _processes: dict[str, BaseProcess] = field(default_factory=dict)
-
-    def start(self, who: str, role: Callable[..., None], *arguments: object) -> None:
-        """Fork, and be *role* there; WHO begins with ours- or theirs-."""
-        self._roles[who] = (role, arguments)
-        self._processes[who] = FORK.Process(target=_play, args=(role, self.site, who, arguments), daemon=True)
-        self._processes[who].start()
-
-    def kill(self, who: str) -> None:
-        """Kill it in whatever it does, see to what it held, and start it again."""
-        process = self._processes[who]
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL, (who, process.exitcode, self.site.lines(who)[-3:])
-        self.kills += 1
-        self._bury(who)
-        role, arguments = self._roles[who]
-        self.start(who, role, *arguments)
 
     def _bury(self, who: str) -> None:
         step, _, name = (self.site.lines(who) or [""])[-1].partition(" ")
@@ -408,46 +322,6 @@ class Cast:
             name = name.split()[0]
             self.site.holder(name).unlink(missing_ok=True)
             self.site.age(name)
-
-    def rage(self, is_over: Callable[[], bool], timeout_s: float) -> None:
-        """Kill one of ours every now and then until it is over; then let all end."""
-        ours = [who for who in self._roles if who.startswith(OURS)]
-        due_s = 0.0
-
-        def look() -> bool:
-            nonlocal due_s
-            if time.monotonic() >= due_s:
-                self.kill(self.dice.choice(ours))
-                due_s = time.monotonic() + KILL_S * 2 * self.dice.random()
-            return is_over()
-
-        try:
-            until(look, timeout_s)
-        except AssertionError as error:
-            alive = {who: (process.exitcode, self.site.lines(who)[-1:]) for who, process in self._processes.items()}
-            raise AssertionError(f"{error}\n{alive}\n{list(self.site.names())[:50]}") from None
-        self.join(30)
-
-    def join(self, timeout_s: float) -> None:
-        """Say that it is over, and wait for all; none has failed."""
-        self.site.over.touch()
-        for process in self._processes.values():
-            process.join(timeout_s)
-        codes = {who: process.exitcode for who, process in self._processes.items()}
-        assert not any(codes.values()), codes
-        assert None not in codes.values(), codes
-
-    def end(self) -> None:
-        """Leave none behind."""
-        for process in self._processes.values():
-            process.kill()
-            process.join(10)
-
-
-def _play(role: Callable[..., None], site: Site, who: str, arguments: tuple[object, ...]) -> None:
-    actor = Actor(site, who)
-    role(actor, *arguments)
-    actor.end()
 
 
 # ---- what they wrote
@@ -465,6 +339,19 @@ class Accounts:
     steps: dict[str, list[str]] = field(default_factory=dict)  # step: names
     failed: Counter[str] = field(default_factory=Counter)  # what the original could not do
     got_by: Counter[str] = field(default_factory=Counter)  # by side
+
+    @property
+    def identities(self) -> Counter[str]:
+        """The same as *got*, by identity."""
+        found: Counter[str] = Counter()
+        for name, times in self.got.items():
+            found.update(dict.fromkeys(self.found[name], times))
+        return found
+
+    @property
+    def held(self) -> set[str]:
+        """The identities of what is excused."""
+        return {identity for name in self.excused for identity in self.found.get(name, ())}
 
     @property
     def lost(self) -> set[str]:

@@ -31,10 +31,9 @@ from typing import Any
 
 import pytest
 
+from tests.process.beside import OURS, THEIRS
 from tests.process.beside_ddmq import (
-    OURS,
     QUEUE,
-    THEIRS,
     Accounts,
     Cast,
     Site,

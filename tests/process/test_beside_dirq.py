@@ -27,12 +27,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.process.beside import FORK, OURS, THEIRS
 from tests.process.beside_dirq import (
-    FORK,
     KINDS,
     LIMITS,
-    OURS,
-    THEIRS,
     Accounts,
     Actor,
     Cast,
@@ -147,7 +145,7 @@ def test_D7_an_old_backlog_has_one_holder_at_a_time_while_both_libraries_purge(s
     started_s = time.monotonic()
     backlog = Site(site.kind, site.queue.with_name("backlog"), site.place)
     first = Actor(backlog, f"{OURS}-first")
-    while first.added < COUNT:
+    while first.entered < COUNT:
         first.add()
     os.close(first.fd)
     backlog.age_all()

@@ -222,7 +222,7 @@ class DdmqLedger:
             return
         if by in self.keepers and (held.by.has_crashed or held.by in self.gone):
             return
-        if self.keeper_of.get(held.by) is by and "/work/" in what.partition(" to ")[2]:
+        if self.keeper_of.get(held.by) is by and f"{WORK}/" in what.partition(" to ")[2]:
             return
         self._wrong.append(f"{by.pid} has {what}, which is claimed by {held.by.pid} until {held.expiry}")
 

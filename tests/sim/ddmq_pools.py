@@ -2,7 +2,7 @@
 ddmq_pools - pools on a simulated ddmq: workers and keepers, the real classes, and what drives them
 
 Long because: each part of a pool is driven by a few lines of its own.
-See also: ddmq_cast (the library alone, the original), dirq_pools (the sister), scenarios_ddmq_pools.
+See also: foreign_pools (of which these are), ddmq_cast (the library alone, the original), scenarios_ddmq_pools.
 """
 
 from __future__ import annotations
@@ -10,79 +10,39 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 
-from tests.sim import cast as spool_cast
-from tests.sim.board import Board
 from tests.sim.ddmq_cast import OLD_S, Act, S
 from tests.sim.ddmq_ledger import KEPT, QUEUE, ROOT, DdmqLedger
-from tests.sim.dirq_pools import Looks
+from tests.sim.foreign_pools import SETTINGS, SimPool, body_of, claimed, process_of
 from tests.sim.kernel import Process, World
-from workers.board import WorkerText
 from workers.errors import ClaimLost, InputGone, QueueUnavailable
 from workers.message import Claim
-from workers.queues import names
-from workers.queues.base import Consumer, Kept, Queue
+from workers.queues.base import Kept, Queue
 from workers.queues.ddmq import Ddmq, open_ddmq, timed
 from workers.queues.ddmq_keep import DdmqKeeper
 from workers.queues.lease import note_beat
 from workers.system import System
 
-SETTINGS = replace(spool_cast.SETTINGS, lease_interval_s=None, lease_timeout_s=None, stale_after_s=600.0)
-SETTLES = ("done", "retry", "reject", "release")
-NEVER = 10**19
+DDMQ_SETTINGS = replace(SETTINGS, stale_after_s=600.0)
 NEXT = f"{ROOT}/n"
 
 
-class DdmqPool:
-    """One master on one host: a board, a keeper, workers. *pid* is the master's; its processes have the next ones."""
+class DdmqPool(SimPool[Ddmq]):
+    """See SimPool."""
+
+    keeper: DdmqKeeper
+    ledger: DdmqLedger
 
     def __init__(self, world: World, ledger: DdmqLedger, host: str, pid: int) -> None:
-        self.world, self.ledger, self.host, self.pid = world, ledger, host, pid
-        self.board = Board(world)
-        self.slot = self.board.take_queue("q", QUEUE)
-        self.master_process = world.process(pid, host)
-        self.master = names.master_name(host, self.master_process)
-        self.keeper_process = world.process(pid + 1, host)
-        ledger.keepers.add(self.keeper_process)
-        self.keeper: DdmqKeeper = self._opened(self.keeper_process).keeper(self._consumer(0))
-        self.keeper.open()
-        self.keeper._sweep_at_ns = NEVER  # that is another story, see sweep
+        super().__init__(world, ledger, host, pid, QUEUE)
 
     def _opened(self, process: Process) -> Ddmq:
-        return open_ddmq(QUEUE, SETTINGS, system=process, host=self.host)
-
-    def _consumer(self, index: int) -> Consumer:
-        return Consumer(self.master, self.board, self.slot, self.board.take_worker(self.slot, index), index)
+        return open_ddmq(QUEUE, DDMQ_SETTINGS, system=process, host=self.host)
 
     def worker(self, index: int = 0, *hints: str) -> Ddmq:
-        """A worker's queue, over a process of its own; *hints* are the names that its feeder gives it, at each look."""
-        queue = self._opened(self.world.process(self.pid + 10 + index, self.host))
+        """See SimPool.worker."""
+        queue = super().worker(index, *hints)
         self.ledger.keeper_of[process_of(queue)] = self.keeper_process
-        queue.attach(self._consumer(index))
-        queue._scan = Looks(queue, hints)
         return queue
-
-    def bury(self, index: int = 0) -> str:
-        """Take a dead worker off the board, as its master does; its owner's name."""
-        slot = self.board.worker(index)
-        owner = slot.text(WorkerText.OWNER) or ""
-        slot.set_text(WorkerText.OWNER, "")
-        return owner
-
-    def owner(self, index: int = 0) -> str:
-        """The name under which a worker's record stands."""
-        return self.board.worker(index).text(WorkerText.OWNER) or ""
-
-
-def process_of(queue: Ddmq) -> Process:
-    """Whose queue it is."""
-    assert isinstance(queue.system, Process)
-    return queue.system
-
-
-def claimed(queue: Ddmq) -> Claim | None:
-    """What a worker claims by one look."""
-    assert isinstance(queue._scan, Looks)
-    return queue._scan.claim(queue)
 
 
 def taken(queue: Ddmq, ledger: DdmqLedger) -> Claim:
@@ -101,11 +61,6 @@ def id_of(claim: Claim) -> str:
 def said(queue: Ddmq, ledger: DdmqLedger, claim: Claim) -> None:
     """*claim*, told to the ledger."""
     ledger.holds(process_of(queue), id_of(claim), body_of(queue, claim).decode(), timed(claim).expiry)
-
-
-def body_of(queue: Ddmq, claim: Claim) -> bytes:
-    """What a handler would read, without a call."""
-    return process_of(queue).opened(claim.fd).data
 
 
 # ---- what they do
@@ -224,9 +179,7 @@ def reap(pool: DdmqPool) -> Act:
 
     def act() -> None:
         with failing(pool.keeper_process):
-            failed = pool.keeper._reap(pool.keeper._owners(), Kept())
-            if failed is not None:
-                raise failed
+            pool.keeper._reap(pool.keeper._owners(), Kept())
 
     return act
 
@@ -258,9 +211,7 @@ def move_due(pool: DdmqPool) -> Act:
 
     def act() -> None:
         with failing(pool.keeper_process):
-            failed = pool.keeper._move_due(Kept())
-            if failed is not None:
-                raise failed
+            pool.keeper._move_due(Kept())
 
     return act
 

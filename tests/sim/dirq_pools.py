@@ -1,104 +1,43 @@
 """
 dirq_pools - pools on a simulated dirq: workers and keepers, the real classes, and what drives them
 
-See also: dirq_cast (the engines alone, the original), cast (the same of a spool), scenarios_dirq_pools.
+See also: foreign_pools (of which these are), dirq_cast (the engines alone, the original), scenarios_dirq_pools.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from tests.sim import cast as spool_cast
-from tests.sim.board import Board
 from tests.sim.dirq_cast import SIMPLE, Act, S
 from tests.sim.dirq_ledger import BODY, HEADER, KEPT, MAX_LOCK_S, QUEUE, DirqLedger
+from tests.sim.foreign_pools import SETTINGS, SimPool, body_of, claimed, process_of
 from tests.sim.kernel import Process, World
-from workers.board import WorkerText
 from workers.errors import ClaimLost, InputGone, QueueUnavailable
 from workers.message import Claim
-from workers.queues import names
-from workers.queues.base import Consumer, Kept
+from workers.queues.base import Kept
 from workers.queues.dirq import Dirq
 from workers.queues.dirq_keep import DirqKeeper
 from workers.queues.dirq_url import open_dirq
-from workers.queues.scan import Scan
 
-SETTINGS = replace(spool_cast.SETTINGS, lease_interval_s=None, lease_timeout_s=None, stale_after_s=MAX_LOCK_S)
+DIRQ_SETTINGS = replace(SETTINGS, stale_after_s=MAX_LOCK_S)
 SCHEMA = f"{BODY}:binary,{HEADER}:binary?"
-SETTLES = ("done", "retry", "reject", "release")
 
 
-class Looks(Scan):
-    """Which name to try next: each of one listing once, or each of the *hints*; then None, until the next claim."""
+class DirqPool(SimPool[Dirq]):
+    """See SimPool; of one *kind*."""
 
-    def __init__(self, queue: Dirq, hints: Sequence[str]) -> None:
-        super().__init__(queue.source(), "fifo")
-        self._hints, self._has_looked = hints, False
-
-    def claim(self, queue: Dirq) -> Claim | None:
-        """What *queue* claims, by one look."""
-        self.forget()
-        self._has_looked = False
-        return queue.claim()
-
-    def _fill(self) -> bool:
-        if self._has_looked:
-            return False
-        self._has_looked = True
-        self._names.extend(self._hints)
-        return bool(self._hints) or super()._fill()
-
-
-class DirqPool:
-    """One master on one host: a board, a keeper, workers. *pid* is the master's; its processes have the next ones."""
+    keeper: DirqKeeper
 
     def __init__(self, world: World, ledger: DirqLedger, kind: str, host: str, pid: int) -> None:
-        self.world, self.ledger, self.kind, self.host, self.pid = world, ledger, kind, host, pid
-        self.board = Board(world)
-        self.slot = self.board.take_queue("q", QUEUE)
-        self.master_process = world.process(pid, host)
-        self.master = names.master_name(host, self.master_process)
-        self.keeper_process = world.process(pid + 1, host)
-        ledger.keepers.add(self.keeper_process)
-        self.keeper: DirqKeeper = self._opened(self.keeper_process).keeper(self._consumer(0))
-        self.keeper.open()
-        self.keeper._sweep_at_ns = 10**19  # that is another story, see sweep
+        self.kind = kind
+        super().__init__(world, ledger, host, pid, QUEUE)
 
     def _opened(self, process: Process) -> Dirq:
         protocol, schema = ("dirq-simple", "") if self.kind == SIMPLE else ("dirq", f"&schema={SCHEMA}")
         path = f"{QUEUE}?rndhex={process.pid % 16:x}{schema}"
-        return open_dirq(protocol, path, SETTINGS, system=process, host=self.host)
-
-    def _consumer(self, index: int) -> Consumer:
-        return Consumer(self.master, self.board, self.slot, self.board.take_worker(self.slot, index), index)
-
-    def worker(self, index: int = 0, *hints: str) -> Dirq:
-        """A worker's queue, over a process of its own; *hints* are the names that its feeder gives it, at each look."""
-        queue = self._opened(self.world.process(self.pid + 10 + index, self.host))
-        queue.attach(self._consumer(index))
-        queue._scan = Looks(queue, hints)
-        return queue
-
-    def bury(self, index: int = 0) -> str:
-        """Take a dead worker off the board, as its master does; its owner's name."""
-        slot = self.board.worker(index)
-        owner = slot.text(WorkerText.OWNER) or ""
-        slot.set_text(WorkerText.OWNER, "")
-        return owner
-
-
-def process_of(queue: Dirq) -> Process:
-    """Whose queue it is."""
-    assert isinstance(queue.system, Process)
-    return queue.system
-
-
-def claimed(queue: Dirq) -> Claim | None:
-    """What a worker claims by one look."""
-    assert isinstance(queue._scan, Looks)
-    return queue._scan.claim(queue)
+        return open_dirq(protocol, path, DIRQ_SETTINGS, system=process, host=self.host)
 
 
 def taken(queue: Dirq, ledger: DirqLedger) -> Claim:
@@ -107,11 +46,6 @@ def taken(queue: Dirq, ledger: DirqLedger) -> Claim:
     assert claim is not None
     ledger.holds(process_of(queue), body_of(queue, claim))
     return claim
-
-
-def body_of(queue: Dirq, claim: Claim) -> bytes:
-    """What a handler would read, without a call."""
-    return process_of(queue).opened(claim.fd).data
 
 
 # ---- what they do

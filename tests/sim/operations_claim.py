@@ -216,7 +216,7 @@ class Patience(Leaving):
 
     def __init__(self, stage: Stage, last: int) -> None:
         self._stage, self._left = stage, last
-        self.is_asked, self.fd = False, -1
+        self.is_asked, self.is_to_tell, self.fd = False, False, -1
 
     def wait(self, timeout_s: float) -> bool:
         """See Leaving."""

@@ -17,8 +17,9 @@ from contextlib import suppress
 from tests.sim import ddmq_pools as pools
 from tests.sim.ddmq_cast import TIMEOUT_S, opened
 from tests.sim.ddmq_ledger import KEPT
-from tests.sim.ddmq_pools import DdmqPool, process_of
+from tests.sim.ddmq_pools import DdmqPool
 from tests.sim.every_call import Counts, Operation, Stage, Try, fail_every_call
+from tests.sim.foreign_pools import process_of
 from tests.sim.operations_ddmq import BODY, NEW, DdmqStage, Raised
 from workers.ddmq.claims import OURS_S
 from workers.errors import ClaimLost, InputGone, QueueUnavailable

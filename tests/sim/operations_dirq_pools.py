@@ -15,8 +15,9 @@ from typing import Any
 
 from tests.sim import dirq_pools as pools
 from tests.sim.dirq_ledger import KEPT, MAX_LOCK_S, body
-from tests.sim.dirq_pools import DirqPool, process_of
+from tests.sim.dirq_pools import DirqPool
 from tests.sim.every_call import Counts, Operation, Stage, Try, fail_every_call
+from tests.sim.foreign_pools import process_of
 from tests.sim.operations_dirq import BODY, DirqStage, Raised
 from workers.board import WorkerText
 from workers.errors import ClaimLost, InputGone, QueueUnavailable

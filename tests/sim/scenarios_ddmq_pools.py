@@ -16,7 +16,8 @@ from tests.sim import ddmq_cast as cast
 from tests.sim import ddmq_pools as pools
 from tests.sim.ddmq_cast import TIMEOUT_S, S, make_world
 from tests.sim.ddmq_ledger import DdmqLedger
-from tests.sim.ddmq_pools import SETTLES, DdmqPool, process_of, taken, work
+from tests.sim.ddmq_pools import DdmqPool, taken, work
+from tests.sim.foreign_pools import SETTLES, process_of
 from tests.sim.kernel import Process, World
 from tests.sim.scenarios import Act, add
 from workers.board import Q

@@ -15,7 +15,8 @@ from functools import partial
 from tests.sim import dirq_pools as pools
 from tests.sim.dirq_cast import KINDS, S, make_world, their_handle, their_purge
 from tests.sim.dirq_ledger import KEPT, MAX_LOCK_S, DirqLedger
-from tests.sim.dirq_pools import SETTLES, DirqPool, process_of, taken, work
+from tests.sim.dirq_pools import DirqPool, taken, work
+from tests.sim.foreign_pools import SETTLES, process_of
 from tests.sim.kernel import World
 from tests.sim.scenarios import Act, add
 from workers.board import WorkerText

@@ -39,7 +39,7 @@ from workers.ddmq.taking import Taking
 from workers.queues.ddmq import Ddmq, TimedClaim
 from workers.queues.ddmq_hand import Hand, touch_line
 from workers.queues.ddmq_keep import DdmqKeeper
-from workers.system import SYSTEM
+from workers.system import SYSTEM, is_there
 
 load()
 Patch = pytest.MonkeyPatch
@@ -301,14 +301,14 @@ def what_is_touched_is_called_as_a_claim_is(patch: Patch) -> None:
 
 def a_release_minds_no_other_record(patch: Patch) -> None:
     def found_of(self: Ddmq, hand: Hand, owner: str) -> str | None:
-        return next((name for name in hand.work_names() if self._is_there(f"{self.files.work}/{name}")), None)
+        return next((name for name in hand.work_names() if is_there(self.system, f"{self.files.work}/{name}")), None)
 
     patch.setattr(Ddmq, "found_of", found_of)
 
 
 def a_release_does_not_wait_for_the_end_of_the_second(patch: Patch) -> None:
     """As it was until that was walked here."""
-    patch.setattr(DdmqKeeper, "_await", lambda _self, _hand: None)
+    patch.setattr(DdmqKeeper, "_wait_until_sure", lambda _self, _hand: None)
 
 
 def what_has_expired_is_counted_first(patch: Patch) -> None:

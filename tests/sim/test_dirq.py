@@ -184,7 +184,7 @@ def simple_links_then_touches(patch: Patch) -> None:
 def simple_removes_the_lock_first(patch: Patch) -> None:
     def remove(self: SimpleElements, name: str) -> bool:
         self.unlock(name)
-        return self._unlink(f"{self.path}/{name}")
+        return remove(self.system, f"{self.path}/{name}")
 
     patch.setattr(SimpleElements, "remove", remove)
 

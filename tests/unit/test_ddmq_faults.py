@@ -919,15 +919,15 @@ class PoolBench:
     """A queue on which a pool has claimed the message *name*, and was killed whole; its claim has expired."""
 
     def __init__(self, place: Path, **more: Any) -> None:
-        self.library = Library()
-        broker = self.library.broker(place / "root")
+        self.ours = Library()
+        broker = self.ours.broker(place / "root")
         broker.create_queue("q")
         self.pool = DdmqPool(place / "root" / "q", World(place))
         self.name = broker.publish("q", "precious", **more).filename
         self.claim = self.pool.claim()
         self.owner = self.pool.bury()
         self.held = place / "root" / "q.pool" / "held"
-        self.library.advance(1000)
+        self.ours.advance(1000)
         self.pool.world.advance(1000)
         self.broker = broker
         self.path = place / "root" / "q" / self.name
@@ -963,7 +963,7 @@ def test_what_only_a_consumer_of_the_library_had_is_removed_when_it_expires_also
     bench = PoolBench(tmp_path)
     other = bench.broker.publish("q", "of the library", timeout=1, priority=0)
     assert bench.broker.consume("q").id == other.id
-    bench.library.advance(1000)
+    bench.ours.advance(1000)
     assert bench.broker.clean("q", force=True)
     assert bench.waits_as_it_was()
     bench.close()
@@ -979,7 +979,7 @@ def test_a_record_that_goes_and_comes_back_meanwhile_is_found(tmp_path: Path) ->
         for source, target in itertools.islice(moves, 1):
             source.rename(target)
 
-    bench.library.kernel.hooks["listdir"] = move
+    bench.ours.kernel.hooks["listdir"] = move
     assert bench.broker.clean("q", force=True)
     assert record.exists()
     assert bench.waits_as_it_was()
@@ -1002,11 +1002,11 @@ def test_while_a_record_cannot_be_read_nothing_is_removed(tmp_path: Path, caplog
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return os.open(path, *more)
 
-    bench.library.kernel.replaced["open"] = refuse
+    bench.ours.kernel.replaced["open"] = refuse
     assert bench.broker.clean("q", force=True)
     assert len(claimed(bench.broker)) == 1
     assert "Permission denied" in caplog.text
-    bench.library.kernel.replaced.clear()
+    bench.ours.kernel.replaced.clear()
     for name in ("link", "fifo", "directory"):  # which are no records, and are not waited for
         place = bench.held / name
         {"link": lambda at: at.symlink_to("/dev/zero"), "fifo": os.mkfifo, "directory": os.mkdir}[name](place)
@@ -1017,9 +1017,9 @@ def test_while_a_record_cannot_be_read_nothing_is_removed(tmp_path: Path, caplog
 
 def test_records_are_read_only_when_something_would_be_removed(tmp_path: Path) -> None:
     bench = PoolBench(tmp_path, requeue=True)
-    bench.library.reset()
+    bench.ours.reset()
     assert bench.broker.clean("q", force=True)
-    assert not [call for call in bench.library.kernel.calls if call[0] == "listdir"]
+    assert not [call for call in bench.ours.kernel.calls if call[0] == "listdir"]
     bench.close()
 
 
@@ -1032,9 +1032,9 @@ def test_what_a_pool_had_in_hand_is_given_back_in_every_order_of_a_cleaning_and_
         benches[:] = [bench]
 
         def clean(step: Callable[[], None]) -> None:
-            bench.library.kernel.hooks.update(dict.fromkeys(("listdir", *STEPS), step))
+            bench.ours.kernel.hooks.update(dict.fromkeys(("listdir", *STEPS), step))
             bench.broker.clean("q", force=True)
-            bench.library.kernel.hooks.clear()
+            bench.ours.kernel.hooks.clear()
 
         def release(step: Callable[[], None]) -> None:
             bench.pool.keeper_system.before = lambda call, _: step() if call in STEPS else None

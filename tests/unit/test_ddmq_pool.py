@@ -15,20 +15,33 @@ import pytest
 
 from tests.ddmq_twins import Original, needs_original
 from tests.rig import FakeSystem, World
-from tests.rig_ddmq import DDMQ_SETTINGS, DdmqPool
+from tests.rig_ddmq import DdmqPool
+from tests.rig_foreign import (
+    FOREIGN_SETTINGS,
+    SETTLES,
+    beside,
+    counts_of,
+    descriptors,
+    die,
+    fail_each,
+    fall,
+    hold,
+    keeper_of,
+    metas,
+    put,
+    settle,
+)
 from tests.schedules import schedules
 from workers.board import Q, W
 from workers.ddmq.aside import set_aside
 from workers.ddmq.broker import Broker
 from workers.errors import ClaimLost, InputGone, NotSupported, QueueMissing, QueueRefused, QueueUnavailable
 from workers.message import Claim, Message
-from workers.queues import names
-from workers.queues.ddmq import Ddmq, open_ddmq
+from workers.queues.ddmq import open_ddmq
 from workers.queues.ddmq_hand import HALF, HAND_SIZE, claim_line, hand_in
 from workers.queues.open import open_queue
 
 TIMEOUT_S = 600  # message_timeout of a new queue
-SETTLES = ("done", "retry", "reject", "release")
 STATE_AFTER = {"done": {}, "retry": {"deferred": 1}, "reject": {"errors": 1}, "release": {"waiting": 1}}
 
 Make = Callable[..., DdmqPool]
@@ -78,10 +91,6 @@ def _fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         pool.queue.close()
 
 
-def put(pool: DdmqPool, body: bytes | str = b"content", **more) -> str:
-    return pool.queue.put(body, **more)
-
-
 def lay(pool: DdmqPool, content: object, name: str = "999.17000000001.ddmqa") -> str:
     """Write *content* in place as an original does; the name that a pool knows it by."""
     (pool.place / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
@@ -90,40 +99,6 @@ def lay(pool: DdmqPool, content: object, name: str = "999.17000000001.ddmqa") ->
 
 def message(text: object = "content", **fields: object) -> dict[str, object]:
     return {"message": text, "requeue": False, "requeue_counter": 0, "requeue_limit": None, "timeout": None, **fields}
-
-
-def settle(queue: Ddmq, verb: str, claim: Claim) -> object:
-    """Settle as a worker does: what may be tried again is, once."""
-    arguments = ("of no use",) if verb == "reject" else ()
-    try:
-        return getattr(queue, verb)(claim, *arguments)
-    except QueueUnavailable:
-        return getattr(queue, verb)(claim, *arguments)
-    finally:
-        queue.settled(claim)
-
-
-def die(pool: DdmqPool) -> str:
-    """Claim and die; the owner that was."""
-    pool.queue.settled(pool.claim())
-    return fall(pool)
-
-
-def fall(pool: DdmqPool) -> str:
-    """Die as the worker is now; the owner that was. The next claim is another worker's."""
-    owner = pool.bury()
-    pool.queue._lapses = -1
-    pool.queue._owner, pool.queue._hand = "", os.close(pool.queue._hand) or -1
-    return owner
-
-
-def hold(pool: DdmqPool, body: bytes = b"content") -> tuple[str, str]:
-    """Put, claim and die: the message's name, and the owner that was."""
-    return put(pool, body), die(pool)
-
-
-def beside(pool: DdmqPool, *parts: str) -> Path:
-    return Path(f"{pool.place}.pool", *parts)
 
 
 def counted(pool: DdmqPool) -> dict[str, int]:
@@ -142,15 +117,6 @@ def messages(pool: DdmqPool) -> dict[str, int]:
     found = counted(pool)
     found.pop("left over", None)
     return found
-
-
-def metas(pool: DdmqPool) -> list[dict[str, object]]:
-    return [json.loads(path.read_bytes()) for path in beside(pool, "errors").glob("*.meta")]
-
-
-def counts_of(pool: DdmqPool, name: str) -> tuple[int, int]:
-    counts = pool.queue.beside.count_of(name)
-    return counts.attempts, counts.crashes
 
 
 def expiry(pool: DdmqPool) -> int:
@@ -185,15 +151,15 @@ def finish_all(pool: DdmqPool) -> list[bytes]:
 
 def test_a_queue_is_made_only_when_asked_and_as_the_original_makes_it(tmp_path):
     world, place = World(tmp_path), tmp_path / "root" / "queue"
-    closed = replace(DDMQ_SETTINGS, create=False)
+    closed = replace(FOREIGN_SETTINGS, create=False)
     with pytest.raises(QueueMissing, match=r"root.*is not there.*orchestrator put"):
         open_ddmq(str(place), closed, system=FakeSystem(world), host="one")
     with pytest.raises(QueueMissing, match="parent"):
-        open_ddmq(f"{tmp_path}/none/root/q", DDMQ_SETTINGS, system=FakeSystem(world), host="one")
+        open_ddmq(f"{tmp_path}/none/root/q", FOREIGN_SETTINGS, system=FakeSystem(world), host="one")
     place.parent.mkdir()
     with pytest.raises(QueueMissing, match=r"no ddmq\.yaml"):
         open_ddmq(str(place), closed, system=FakeSystem(world), host="one")
-    open_ddmq(str(place), DDMQ_SETTINGS, system=FakeSystem(world), host="one")
+    open_ddmq(str(place), FOREIGN_SETTINGS, system=FakeSystem(world), host="one")
     with pytest.raises(QueueMissing, match="no queue other"):
         open_ddmq(f"{place.parent}/other", closed, system=FakeSystem(world), host="one")
     defaults = "cleaned: 0\nmessage_timeout: 600\npriority: 999\nrequeue: true\nrequeue_prio: 0\n"
@@ -236,7 +202,7 @@ def test_what_the_original_puts_is_handled_and_what_it_holds_is_left_to_it(pool,
 )  # fmt: skip
 def test_what_the_format_cannot_do_is_refused_at_start_by_its_name(make, settings, sentence):
     with pytest.raises(NotSupported, match=sentence):
-        make(settings=replace(DDMQ_SETTINGS, **settings))
+        make(settings=replace(FOREIGN_SETTINGS, **settings))
 
 
 @pytest.mark.parametrize(
@@ -246,7 +212,7 @@ def test_what_the_format_cannot_do_is_refused_at_start_by_its_name(make, setting
 )  # fmt: skip
 def test_a_url_that_cannot_be_is_refused_before_anything_is_made(tmp_path, url, sentence):
     with pytest.raises(QueueRefused, match=sentence):
-        open_ddmq(f"{tmp_path}/{url}", DDMQ_SETTINGS, system=FakeSystem(World(tmp_path)), host="one")
+        open_ddmq(f"{tmp_path}/{url}", FOREIGN_SETTINGS, system=FakeSystem(World(tmp_path)), host="one")
     assert not (tmp_path / "root").exists()
 
 
@@ -673,53 +639,6 @@ def all_there_is_to_keep(pool: DdmqPool) -> None:
     pool.world.advance(TIMEOUT_S / 2 + 1)
 
 
-def keeper_of(pool: DdmqPool) -> FakeSystem:
-    return pool.keeper_system
-
-
-def fail_each(
-    fresh: Make,
-    act: Callable[[DdmqPool], object],
-    prepare: Callable[[DdmqPool], object] = lambda _: None,
-    of: Callable[[DdmqPool], FakeSystem] = lambda pool: pool.system,
-    codes: tuple[int, ...] = (errno.EIO, errno.EACCES, errno.ENOSPC),
-    **options,
-) -> Iterator[tuple[DdmqPool, str, BaseException | None]]:
-    """As rig.fail_each; on a network filesystem once more with each reply lost."""
-    for code in codes:
-        for is_reply_lost in (False, True) if code == errno.EIO else (False,):
-            nth = 0
-            while True:
-                nth += 1
-                pool = fresh(**options)
-                if is_reply_lost and pool.network is None:
-                    break
-                prepare(pool)
-                system = of(pool)
-                if is_reply_lost:
-                    del system.scandir, system.memory_file  # nobody would close what they opened
-                system.fail(nth, code, is_reply_lost=is_reply_lost)
-                raised: BaseException | None = None
-                try:
-                    act(pool)
-                except Exception as error:  # noqa: BLE001 - the test says which may leave
-                    raised = error
-                if system.failed is None:
-                    assert raised is None, raised
-                    break
-                lost = ", its reply lost" if is_reply_lost else ""
-                yield pool, f"{system.failed} (call {nth}): {errno.errorcode[code]}{lost}", raised
-                system.fail(0, 0)
-
-
-def descriptors() -> list[str]:
-    found = []
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
-    return found
-
-
 def test_a_claim_that_failed_anywhere_is_made_by_the_next_try(fresh):
     for pool, what, raised in fail_each(fresh, lambda pool: pool.queue.claim(), prepare=put):
         assert raised is None or isinstance(raised, QueueUnavailable), what
@@ -877,7 +796,7 @@ def test_a_time_limit_counts_to_a_messages_own_limit_too(pool):
 
 @pytest.mark.parametrize("requeue", [False, True, 0, 5])
 def test_what_asks_not_to_be_requeued_is_lost_by_no_pool(make, requeue):
-    pool = make(settings=replace(DDMQ_SETTINGS, max_attempts=2))
+    pool = make(settings=replace(FOREIGN_SETTINGS, max_attempts=2))
     name = lay(pool, message(requeue=requeue))
     settle(pool.queue, "retry", pool.claim())
     pool.rounds(2)
@@ -1016,7 +935,7 @@ def test_a_touch_that_finds_nothing_leaves_no_trace_of_itself(pool, verb, late_s
 
     def late(call, arguments):
         later = int(os.path.basename(arguments[1]).partition(".")[0]) if call == "rename" else 0
-        if later > now(pool) + TIMEOUT_S / 2 and "/work/" in arguments[0]:
+        if later > now(pool) + TIMEOUT_S / 2 and "queue/work/" in arguments[0]:
             pool.keeper_system.before = None
             (work_name,) = os.listdir(pool.place / "work")
             pool.world.advance(3)
@@ -1060,7 +979,7 @@ def test_no_touch_is_for_a_second_to_which_the_keeper_of_a_later_claim_touches(m
                 other.rounds(1, every_s=TIMEOUT_S / 10)
 
     def recorded(call, arguments):
-        if call == "rename" and "/work/" in arguments[0]:
+        if call == "rename" and "queue/work/" in arguments[0]:
             pool.keeper_system.before = None
             with pytest.raises((ClaimLost, InputGone)):
                 settle(pool.queue, verb, claim)
@@ -1286,7 +1205,7 @@ def expired_for_later(pool: DdmqPool) -> None:
 
 
 def test_what_expires_as_often_as_the_crash_limit_ends_in_errors(make):
-    pool = make(settings=replace(DDMQ_SETTINGS, crash_limit=2))
+    pool = make(settings=replace(FOREIGN_SETTINGS, crash_limit=2))
     name = lay(pool, message(timeout=20))
     for state in ("waiting", "errors"):
         pool.queue.files.take(f"999.{name}", int(now(pool)) + 20)
@@ -1316,18 +1235,6 @@ def test_the_claims_of_a_pool_whose_machine_is_gone_come_back_when_they_have_exp
     assert owner not in os.listdir(beside(near, "held"))
 
 
-def test_the_record_of_another_hosts_idle_worker_stays_as_long_as_its_keeper_does_its_rounds(make):
-    far, near = make(host="far"), make(host="near")
-    put(far)
-    settle(far.queue, "done", far.claim())
-    for _ in range(25):
-        far.rounds(every_s=10)
-        near.keeper.keep()
-    name, owner = hold(far)
-    assert owner in os.listdir(beside(far, "held"))
-    assert far.keeping.release_owner(owner, "died") == [name]
-
-
 def test_abandoned_temporary_files_are_swept_and_young_ones_are_left(pool):
     abandoned = pool.place.parent / f".{'a' * 32}.tmp"
     abandoned.touch()
@@ -1343,16 +1250,6 @@ def test_counts_of_a_message_that_has_ended_are_swept_and_of_others_kept(pool):
     pool.queue.beside.write_count("17.ddmqgone", pool.queue.beside.count_of(name))
     pool.rounds(4, every_s=60)
     assert os.listdir(beside(pool, "counts")) == [name]
-
-
-def test_errors_are_pruned_when_they_are_old_enough(make):
-    pool = make(settings=replace(DDMQ_SETTINGS, keep_errors_s=100.0))
-    put(pool)
-    settle(pool.queue, "reject", pool.claim())
-    pool.rounds(1, every_s=50)
-    assert messages(pool) == {"errors": 1}
-    assert pool.rounds(2, every_s=60).pruned == 1
-    assert os.listdir(beside(pool, "errors")) == []
 
 
 def test_on_a_full_disk_what_is_due_or_expired_comes_back_though_its_counts_cannot_be_written(pool, caplog):
@@ -1545,45 +1442,6 @@ def test_no_claim_without_a_young_round(pool):
     assert pool.claim() is not None
 
 
-def test_a_paused_queue_is_paused_for_every_host_and_what_is_in_hand_is_finished(make):
-    pool, other = make(host="one"), make(host="two")
-    put(pool)
-    put(pool)
-    claim = pool.claim()
-    beside(pool, "PAUSED").touch()
-    for one in (pool, other):
-        one.rounds()
-        assert one.queue.claim() is None
-    settle(pool.queue, "done", claim)
-    other.queue.resume()
-    pool.rounds()
-    assert pool.claim() is not None
-
-
-def test_every_state_is_counted_listed_and_shown(pool):
-    bodies = {"waiting": b"1", "claimed": b"22", "deferred": b"333", "errors": b"4444"}
-    found = {}
-    for state, verb in (("errors", "reject"), ("deferred", "retry"), ("claimed", None), ("waiting", None)):
-        found[state] = put(pool, bodies[state])
-        if state != "waiting":
-            claim = pool.claim()
-            if verb:
-                settle(pool.queue, verb, claim)
-    pool.world.advance(7)
-    depth = pool.queue.depth()
-    assert (depth.waiting, depth.claimed, depth.deferred, depth.errors, depth.ignored) == (1, 1, 1, 1, 0)
-    assert all(6.9 < depth.oldest_s[state] < 9 for state in bodies)
-    assert {line.state: line.name for line in pool.queue.list()} == found
-    for state, name in found.items():
-        (shown,) = pool.queue.show(name)
-        assert (shown.listed.state, shown.size) == (state, len(bodies[state]))
-        assert shown.listed.owner == (pool.queue._owner if state == "claimed" else None)
-        assert abs(shown.enqueued_at - now(pool) + 7) < 2
-        assert (shown.meta is not None) == (state == "errors")
-        assert os.path.exists(shown.listed.path)
-    assert replace(pool.keeper.depth(is_exact=False), oldest_s={}) == replace(depth, oldest_s={})
-
-
 def test_what_the_library_set_aside_is_listed_and_comes_back(pool):
     name = lay(pool, b"no json")
     set_aside(pool.queue.files, str(pool.place / f"999.{name}"), "is no JSON object")
@@ -1601,14 +1459,3 @@ def test_of_two_that_the_library_set_aside_under_one_name_both_are_listed_and_co
     assert pool.queue.depth().errors == 2
     assert pool.queue.requeue(name) == 2
     assert messages(pool) == {"waiting": 2}
-
-
-def test_a_queue_without_a_pool_yet_can_be_looked_at_and_paused(tmp_path):
-    queue = open_ddmq(f"{tmp_path}/root/q", DDMQ_SETTINGS, system=FakeSystem(World(tmp_path)), host="one")
-    queue.put(b"x")
-    assert not queue.is_paused()
-    assert (queue.depth().waiting, len(list(queue.list())), len(queue.show("x")), queue.requeue("x")) == (1, 1, 0, 0)
-    assert not Path(f"{queue.place}.pool").exists()
-    queue.pause()
-    assert queue.is_paused()
-    assert names.parse_owner("q") is None

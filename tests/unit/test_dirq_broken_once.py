@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.rig_dirq import DIRQ_SETTINGS, SCHEMA, SIMPLE
+from tests.rig_dirq import SCHEMA, SIMPLE
+from tests.rig_foreign import FOREIGN_SETTINGS
 from tests.unit.test_dirq_pool import (
     STALE_S,
     beside,
@@ -183,13 +184,13 @@ def test_state_dir_in_a_url_is_where_the_operators_verbs_look_too(make, tmp_path
 
 def test_state_dir_inside_the_queue_is_refused(make, tmp_path):
     with pytest.raises(QueueRefused, match="inside the queue"):
-        make(settings=replace(DIRQ_SETTINGS, state_dir=str(tmp_path / "queue")))
+        make(settings=replace(FOREIGN_SETTINGS, state_dir=str(tmp_path / "queue")))
 
 
 def test_a_link_to_a_queue_is_that_queue(make, tmp_path):
     pool = make()
     (tmp_path / "alias").symlink_to(pool.place)
-    alias = open_dirq(pool.kind, f"{tmp_path}/alias", DIRQ_SETTINGS, system=pool.system, host="one")
+    alias = open_dirq(pool.kind, f"{tmp_path}/alias", FOREIGN_SETTINGS, system=pool.system, host="one")
     alias.pause()
     pool.rounds()
     assert pool.words[Q.PAUSED] == 1

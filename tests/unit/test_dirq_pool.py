@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import stat
@@ -15,7 +14,21 @@ from pathlib import Path
 import pytest
 
 from tests.rig import FakeSystem, Words, World
-from tests.rig_dirq import DIRQ_SETTINGS, SCHEMA, SIMPLE, DirqPool
+from tests.rig_dirq import SCHEMA, SIMPLE, DirqPool
+from tests.rig_foreign import (
+    FOREIGN_SETTINGS,
+    SETTLES,
+    beside,
+    counts_of,
+    descriptors,
+    die,
+    fail_each,
+    hold,
+    keeper_of,
+    metas,
+    put,
+    settle,
+)
 from tests.unit.test_spool import as_nobody, open_place
 from workers.board import Q, W, WorkerText
 from workers.dirq.elements import ELEMENT
@@ -37,8 +50,6 @@ from workers.queues.dirq_url import open_dirq
 KINDS = (SIMPLE, SCHEMA)
 STALE_S = 100.0
 TOUCH_S = 5.0
-SETTLES = ("done", "retry", "reject", "release")
-
 Make = Callable[..., DirqPool]
 
 
@@ -57,36 +68,6 @@ def _make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
 @pytest.fixture(name="pool")
 def _pool(make: Make) -> DirqPool:
     return make()
-
-
-def put(pool: DirqPool, body: bytes = b"content") -> str:
-    return pool.queue.put(body)
-
-
-def settle(queue: Dirq, verb: str, claim: Claim) -> object:
-    """Settle as a worker does: what may be tried again is, once."""
-    arguments = ("of no use",) if verb == "reject" else ()
-    try:
-        return getattr(queue, verb)(claim, *arguments)
-    except QueueUnavailable:
-        return getattr(queue, verb)(claim, *arguments)
-    finally:
-        queue.settled(claim)
-
-
-def hold(pool: DirqPool, body: bytes = b"content") -> tuple[str, str]:
-    """Put, claim and die: the element's name, and the owner that was."""
-    name = put(pool, body)
-    return name, die(pool)
-
-
-def die(pool: DirqPool) -> str:
-    """Claim and die; the owner that was."""
-    pool.queue.settled(pool.claim())
-    owner = pool.bury()
-    pool.queue._lapses = -1  # the next worker takes a record of its own
-    pool.queue._owner, pool.queue._hand = "", os.close(pool.queue._hand) or -1
-    return owner
 
 
 def reclaimed(pool: DirqPool) -> Claim:
@@ -117,19 +98,6 @@ def body_of(entry: Path) -> bytes:
     return (entry / "body" if entry.is_dir() else entry).read_bytes()
 
 
-def beside(pool: DirqPool, *parts: str) -> Path:
-    return Path(f"{pool.place}.pool", *parts)
-
-
-def metas(pool: DirqPool) -> list[dict[str, object]]:
-    return [json.loads(path.read_bytes()) for path in beside(pool, "errors").glob("*.meta")]
-
-
-def counts_of(pool: DirqPool, name: str) -> tuple[int, int]:
-    counts = pool.queue.beside.count_of(name)
-    return counts.attempts, counts.crashes
-
-
 def lock_times(pool: DirqPool, name: str) -> tuple[float, float]:
     """mtime by which the original's purge goes, and the moved clock's now."""
     element = pool.place / name
@@ -153,12 +121,12 @@ def test_a_queue_is_made_only_when_asked_and_where_its_parent_exists(tmp_path):
             open_dirq(
                 kind,
                 str(tmp_path / "queue"),
-                replace(DIRQ_SETTINGS, create=False),
+                replace(FOREIGN_SETTINGS, create=False),
                 system=FakeSystem(world),
                 host="one",
             )
         with pytest.raises(QueueMissing, match="parent"):
-            open_dirq(kind, str(tmp_path / "none" / "queue"), DIRQ_SETTINGS, system=FakeSystem(world), host="one")
+            open_dirq(kind, str(tmp_path / "none" / "queue"), FOREIGN_SETTINGS, system=FakeSystem(world), host="one")
     assert os.listdir(tmp_path) == [".clock"] or not os.listdir(tmp_path)
 
 
@@ -169,12 +137,12 @@ def test_a_queue_is_made_only_when_asked_and_where_its_parent_exists(tmp_path):
 )  # fmt: skip
 def test_what_the_format_cannot_do_is_refused_at_start_by_its_name(make, settings, sentence):
     with pytest.raises(NotSupported, match=sentence):
-        make(settings=replace(DIRQ_SETTINGS, **settings))
+        make(settings=replace(FOREIGN_SETTINGS, **settings))
 
 
 def test_a_stale_time_in_which_two_locks_cannot_be_told_apart_is_refused(make):
     with pytest.raises(QueueRefused, match=r"stale_after = 1\.5s is too short"):
-        make(settings=replace(DIRQ_SETTINGS, stale_after_s=1.5))
+        make(settings=replace(FOREIGN_SETTINGS, stale_after_s=1.5))
 
 
 def test_what_is_kept_stands_beside_the_queue_and_nothing_of_it_inside(pool):
@@ -186,7 +154,7 @@ def test_what_is_kept_stands_beside_the_queue_and_nothing_of_it_inside(pool):
 
 def test_a_directory_of_its_own_takes_what_is_kept_of_two_queues_of_one_name(tmp_path):
     world, state = World(tmp_path), tmp_path / "state"
-    settings = replace(DIRQ_SETTINGS, state_dir=str(state))
+    settings = replace(FOREIGN_SETTINGS, state_dir=str(state))
     state.mkdir()
     for parent in ("a", "b"):
         (tmp_path / parent).mkdir()
@@ -210,7 +178,7 @@ def test_a_parent_that_may_not_be_written_is_told_with_what_to_do():
                 DirqPool(place / "parent" / "queue", world)
             (place / "state").mkdir()
             pool = DirqPool(
-                place / "parent" / "queue", world, settings=replace(DIRQ_SETTINGS, state_dir=str(place / "state"))
+                place / "parent" / "queue", world, settings=replace(FOREIGN_SETTINGS, state_dir=str(place / "state"))
             )
             put(pool)
             settle(pool.queue, "retry", pool.claim())
@@ -229,7 +197,7 @@ def test_what_is_kept_on_another_filesystem_is_refused(make, tmp_path):
     other.mkdir()
     try:
         with pytest.raises(QueueRefused, match="must be writable and on one filesystem"):
-            make(settings=replace(DIRQ_SETTINGS, state_dir=str(other)))
+            make(settings=replace(FOREIGN_SETTINGS, state_dir=str(other)))
     finally:
         shutil.rmtree(other)
 
@@ -245,7 +213,7 @@ def opened_at(tmp_path: Path, url: str) -> Dirq:
     kind, _, rest = url.partition(":")
     path, _, options = rest.partition("?")
     return open_dirq(
-        kind, f"{tmp_path}/{path}?{options}", DIRQ_SETTINGS, system=FakeSystem(World(tmp_path)), host="one"
+        kind, f"{tmp_path}/{path}?{options}", FOREIGN_SETTINGS, system=FakeSystem(World(tmp_path)), host="one"
     )
 
 
@@ -328,7 +296,7 @@ def test_the_crash_limit_ends_in_errors_with_what_is_known(pool):
 
 
 def test_the_last_time_limit_ends_in_errors(make):
-    pool = make(settings=replace(DIRQ_SETTINGS, max_attempts=1))
+    pool = make(settings=replace(FOREIGN_SETTINGS, max_attempts=1))
     _, owner = hold(pool)
     pool.keeping.release_owner(owner, "timeout")
     assert everything(pool) == {"errors": [b"content"]}
@@ -336,7 +304,7 @@ def test_the_last_time_limit_ends_in_errors(make):
 
 
 def test_a_time_limit_defers_by_the_backoff(make):
-    pool = make(settings=replace(DIRQ_SETTINGS, retry_backoff_s=50.0))
+    pool = make(settings=replace(FOREIGN_SETTINGS, retry_backoff_s=50.0))
     pool.keeping.backoff_s = lambda attempt: 50.0 * attempt  # without the jitter
     _, owner = hold(pool)
     pool.keeping.release_owner(owner, "timeout")
@@ -349,7 +317,7 @@ def test_a_time_limit_defers_by_the_backoff(make):
 
 
 def test_a_poison_message_is_durable_in_errors_before_it_is_counted(make):
-    pool = make(settings=replace(DIRQ_SETTINGS, crash_limit=1))
+    pool = make(settings=replace(FOREIGN_SETTINGS, crash_limit=1))
     _, owner = hold(pool)
     pool.keeper_system.calls.clear()
     pool.keeping.release_owner(owner, "died")
@@ -399,7 +367,8 @@ def test_a_worker_that_dies_after_a_release_takes_no_lock_of_another_with_it(poo
 
 
 def test_a_release_that_is_tried_again_after_any_error_counts_one_crash(fresh):
-    for pool, what, raised in fail_each(fresh, release_the_dead, prepare=hold_for_later, of=keeper_of):
+    codes = (errno.EIO, errno.EACCES)  # on a full disk the counts are lost
+    for pool, what, raised in fail_each(fresh, release_the_dead, hold_for_later, keeper_of, codes):
         assert raised is None or isinstance(raised, QueueUnavailable), what
         release_the_dead(pool)
         assert os.listdir(beside(pool, "held")) == [], what
@@ -408,7 +377,7 @@ def test_a_release_that_is_tried_again_after_any_error_counts_one_crash(fresh):
 
 
 def test_a_release_to_errors_that_is_tried_again_is_there_once(fresh):
-    limit = replace(DIRQ_SETTINGS, crash_limit=1)
+    limit = replace(FOREIGN_SETTINGS, crash_limit=1)
     for pool, what, raised in fail_each(fresh, release_the_dead, prepare=hold_for_later, of=keeper_of, settings=limit):
         assert raised is None or isinstance(raised, QueueUnavailable), what
         release_the_dead(pool)
@@ -427,7 +396,7 @@ def test_what_is_no_owner_held_nothing_and_nothing_is_moved_for_it(pool, owner):
 
 
 def test_a_poison_message_that_a_peer_takes_away_meanwhile_leaves_nothing_in_errors(make):
-    pool = make(settings=replace(DIRQ_SETTINGS, crash_limit=1))
+    pool = make(settings=replace(FOREIGN_SETTINGS, crash_limit=1))
     name, owner = hold(pool)
     element = pool.place / name
 
@@ -511,19 +480,6 @@ def test_another_hosts_dead_worker_is_left_to_its_own_keeper_until_its_lock_is_s
     assert near.rounds(8, every_s=STALE_S / 8).too_old == 1
     assert owner not in os.listdir(beside(near, "held"))
     assert counts_of(near, name) == (0, 1)
-
-
-def test_the_record_of_another_hosts_idle_worker_stays_as_long_as_its_keeper_does_its_rounds(make):
-    """It had a message, and waits for the next one for longer than a lock lives; then it dies with that in hand."""
-    far, near = make(host="far"), make(host="near")
-    put(far)
-    settle(far.queue, "done", far.claim())
-    for _ in range(25):
-        far.rounds(every_s=STALE_S / 10)
-        near.keeper.keep()
-    name, owner = hold(far)
-    assert owner in os.listdir(beside(far, "held"))
-    assert far.keeping.release_owner(owner, "died") == [name]
 
 
 def test_the_record_of_a_neighbour_whose_keeper_hangs_stays_for_the_kernel_says_that_it_lives(make):
@@ -615,7 +571,7 @@ def test_a_strange_name_in_held_is_left_alone(pool):
 
 
 def test_a_lock_that_nobody_touches_is_broken_counted_as_a_crash_and_at_the_limit_kept_in_errors(make):
-    settings = replace(DIRQ_SETTINGS, crash_limit=2)
+    settings = replace(FOREIGN_SETTINGS, crash_limit=2)
     gone, pool = make(host="gone", settings=settings), make(settings=settings)
     name = put(gone)
     gone.claim()
@@ -645,7 +601,7 @@ def test_a_stale_lock_counts_in_the_same_round_however_often_there_is_one(pool):
 
 
 def test_a_stale_message_at_its_limit_that_another_takes_at_once_is_left_to_him(make):
-    settings = replace(DIRQ_SETTINGS, crash_limit=1)
+    settings = replace(FOREIGN_SETTINGS, crash_limit=1)
     pool, other = make(settings=settings), make(host="two", settings=settings)
     name = put(pool)
     pool.queue.elements.lock(name)
@@ -991,7 +947,7 @@ def test_a_message_that_is_settled_is_no_longer_in_anybodys_hand(pool):
 
 
 def test_a_retry_waits_out_of_the_queue_and_comes_back_under_its_name_with_its_counts(make):
-    pool = make(settings=replace(DIRQ_SETTINGS, retry_backoff_s=8.0))
+    pool = make(settings=replace(FOREIGN_SETTINGS, retry_backoff_s=8.0))
     pool.queue.backoff_s = lambda attempt: 8.0
     name = put(pool)
     assert settle(pool.queue, "retry", pool.claim()) is True
@@ -1007,7 +963,7 @@ def test_a_retry_waits_out_of_the_queue_and_comes_back_under_its_name_with_its_c
 
 
 def test_the_backoff_doubles_up_to_its_bound(pool):
-    pool.queue.settings = replace(DIRQ_SETTINGS, retry_backoff_s=2.0, retry_backoff_s_max=10.0)
+    pool.queue.settings = replace(FOREIGN_SETTINGS, retry_backoff_s=2.0, retry_backoff_s_max=10.0)
     for attempt, most in ((1, 2), (2, 4), (3, 8), (4, 10), (5000, 10)):
         found = [pool.queue.backoff_s(attempt) for _ in range(300)]
         assert 0 <= min(found) <= max(found) <= most
@@ -1015,7 +971,7 @@ def test_the_backoff_doubles_up_to_its_bound(pool):
 
 
 def test_a_time_that_was_asked_for_is_bounded_by_the_longest_backoff(pool):
-    pool.queue.settings = replace(DIRQ_SETTINGS, retry_backoff_s_max=10.0)
+    pool.queue.settings = replace(FOREIGN_SETTINGS, retry_backoff_s_max=10.0)
     for after_s, expected_s in ((5.0, 5), (10_000.0, 10), (-5.0, 0)):
         put(pool)
         claim = pool.claim()
@@ -1144,7 +1100,7 @@ def test_no_counts_are_read_while_there_are_none(pool):
 
 def test_counts_that_another_hosts_keeper_writes_after_the_claim_are_not_lost(make):
     """They count when the attempt fails, so the limits hold."""
-    pool = make(settings=replace(DIRQ_SETTINGS, max_attempts=3))
+    pool = make(settings=replace(FOREIGN_SETTINGS, max_attempts=3))
     name = put(pool)
     claim = pool.claim()
     assert claim.attempt == 1
@@ -1156,7 +1112,7 @@ def test_counts_that_another_hosts_keeper_writes_after_the_claim_are_not_lost(ma
 
 def test_the_last_attempt_is_told_as_the_last_one_also_when_it_is_tried_again(make):
     """The move to errors/ succeeds, the fsync after it does not: the counts are in the name of the file by then."""
-    pool = make(settings=replace(DIRQ_SETTINGS, max_attempts=3))
+    pool = make(settings=replace(FOREIGN_SETTINGS, max_attempts=3))
     name = put(pool)
     claim = pool.claim()
     pool.queue.beside.write_count(name, replace(pool.queue.beside.count_of(name), attempts=2))
@@ -1180,18 +1136,8 @@ def test_reject_keeps_why_and_who(pool):
     assert {"enqueued_at", "claimed_at", "rejected_at", "owner"} <= set(meta)
 
 
-def test_what_is_old_in_errors_is_pruned_with_its_meta(make):
-    pool = make(settings=replace(DIRQ_SETTINGS, keep_errors_s=1000.0))
-    put(pool)
-    settle(pool.queue, "reject", pool.claim())
-    assert pool.rounds(9, every_s=100).pruned == 0
-    assert pool.queue.depth().errors == 1
-    assert pool.rounds(3, every_s=100).pruned == 1
-    assert os.listdir(beside(pool, "errors")) == []
-
-
 def test_a_meta_whose_message_is_gone_is_pruned_too(make):
-    pool = make(settings=replace(DIRQ_SETTINGS, keep_errors_s=100.0))
+    pool = make(settings=replace(FOREIGN_SETTINGS, keep_errors_s=100.0))
     put(pool)
     settle(pool.queue, "reject", pool.claim())
     (line,) = pool.queue.list("errors")
@@ -1208,7 +1154,7 @@ def test_errors_are_kept_for_ever_unless_told_otherwise(pool):
 
 
 def test_what_cannot_be_pruned_is_named_once_and_holds_up_no_other(make, caplog):
-    pool = make(settings=replace(DIRQ_SETTINGS, keep_errors_s=100.0))
+    pool = make(settings=replace(FOREIGN_SETTINGS, keep_errors_s=100.0))
     tree = beside(pool, "errors", "a tree") / "of" / "directories"
     tree.mkdir(parents=True)
     put(pool)
@@ -1427,7 +1373,8 @@ def test_an_element_without_its_body_whose_claim_cannot_be_recorded_is_not_locke
 
 
 def test_an_element_in_which_a_handler_left_a_file_goes_to_errors_when_it_is_done(tmp_path):
-    pool = DirqPool(tmp_path / "queue", World(tmp_path), SCHEMA, settings=replace(DIRQ_SETTINGS, keep_errors_s=100.0))
+    settings = replace(FOREIGN_SETTINGS, keep_errors_s=100.0)
+    pool = DirqPool(tmp_path / "queue", World(tmp_path), SCHEMA, settings=settings)
     name = put(pool)
     claim = pool.claim()
     (pool.place / name / "core.1234").write_bytes(b"x")
@@ -1677,68 +1624,7 @@ def test_the_locks_of_a_pool_are_touched_before_anything_else_of_a_round_can_fai
     assert now_s - touched_s < 2 * TOUCH_S
 
 
-def test_a_paused_queue_is_paused_for_every_host_and_what_is_in_hand_is_finished(make):
-    pool, other = make(host="one"), make(host="two")
-    put(pool)
-    put(pool)
-    claim = pool.claim()
-    beside(pool, "PAUSED").touch()  # as touch(1) does
-    assert pool.queue.is_paused()
-    for one in (pool, other):
-        one.rounds()
-        assert one.words[Q.PAUSED] == 1
-        assert one.queue.claim() is None
-    settle(pool.queue, "done", claim)
-    other.queue.resume()
-    assert not pool.queue.is_paused()
-    pool.rounds()
-    assert pool.claim() is not None
-
-
-def test_a_queue_without_a_pool_yet_can_be_looked_at_and_paused(tmp_path):
-    for kind in KINDS:
-        queue = open_dirq(kind, str(tmp_path / kind), DIRQ_SETTINGS, system=FakeSystem(World(tmp_path)), host="one")
-        queue.put(b"x")
-        assert not queue.is_paused()
-        assert (queue.depth().waiting, len(list(queue.list())), len(queue.show("x")), queue.requeue("x")) == (
-            1,
-            1,
-            0,
-            0,
-        )
-        assert not Path(f"{queue.place}.pool").exists()
-        queue.resume()
-        queue.pause()
-        assert queue.is_paused()
-        queue.resume()
-        assert not queue.is_paused()
-
-
 # ---- the operator
-
-
-def test_every_state_is_counted_listed_and_shown(pool):
-    bodies = {"waiting": b"1", "claimed": b"22", "deferred": b"333", "errors": b"4444"}
-    found = {}
-    for state, verb in (("errors", "reject"), ("deferred", "retry"), ("claimed", None), ("waiting", None)):
-        found[state] = put(pool, bodies[state])
-        if state != "waiting":
-            claim = pool.claim()
-            if verb:
-                settle(pool.queue, verb, claim)
-    pool.world.advance(7)
-    depth = pool.queue.depth()
-    assert (depth.waiting, depth.claimed, depth.deferred, depth.errors, depth.ignored) == (1, 1, 1, 1, 0)
-    assert all(6.9 < depth.oldest_s[state] < 9 for state in bodies)
-    assert {line.state: line.name for line in pool.queue.list()} == found
-    for state, name in found.items():
-        (shown,) = pool.queue.show(name)
-        assert (shown.listed.state, shown.size) == (state, len(bodies[state]))
-        assert shown.listed.owner == (pool.queue._owner if state == "claimed" else None)
-        assert abs(shown.enqueued_at - pool.system.wall_ns() / 1e9 + 7) < 2
-        assert (shown.meta is not None) == (state == "errors")
-        assert os.path.exists(shown.listed.path)
-    assert replace(pool.keeper.depth(is_exact=False), oldest_s={}) == replace(depth, oldest_s={})
 
 
 def test_of_a_peers_lock_nobody_is_said_to_be_the_owner(pool):
@@ -1801,45 +1687,6 @@ def _fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         pool.queue.close()
 
 
-def keeper_of(pool: DirqPool) -> FakeSystem:
-    return pool.keeper_system
-
-
-def fail_each(
-    fresh: Make,
-    act: Callable[[DirqPool], object],
-    prepare: Callable[[DirqPool], object] = lambda _: None,
-    of: Callable[[DirqPool], FakeSystem] = lambda pool: pool.system,
-    codes: tuple[int, ...] = (errno.EIO, errno.EACCES),
-    **options,
-) -> Iterator[tuple[DirqPool, str, BaseException | None]]:
-    """As rig.fail_each; on a network filesystem once more with each reply lost."""
-    for code in codes:
-        for is_reply_lost in (False, True) if code == errno.EIO else (False,):
-            nth = 0
-            while True:
-                nth += 1
-                pool = fresh(**options)
-                if is_reply_lost and pool.network is None:
-                    break
-                prepare(pool)
-                system = of(pool)
-                if is_reply_lost:
-                    del system.scandir  # nobody would close what it opened
-                system.fail(nth, code, is_reply_lost=is_reply_lost)
-                raised: BaseException | None = None
-                try:
-                    act(pool)
-                except Exception as error:  # noqa: BLE001 - the test says which may leave
-                    raised = error
-                if system.failed is None:
-                    assert raised is None, raised
-                    break
-                lost = ", its reply lost" if is_reply_lost else ""
-                yield pool, f"{system.failed} (call {nth}): {errno.errorcode[code]}{lost}", raised
-                system.fail(0, 0)
-
-
 OWNERS: dict[int, str] = {}
 
 
@@ -1881,14 +1728,6 @@ def test_claims_that_fail_leave_no_descriptor_open(fresh):
             continue
         pool.queue.close()
         assert not [path for path in descriptors() if str(pool.place) in path], what
-
-
-def descriptors() -> list[str]:
-    found = []
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
-    return found
 
 
 def test_nothing_is_lost_by_a_claim_that_failed(fresh):
@@ -1974,7 +1813,7 @@ def test_a_round_tried_again_after_any_failure_loses_nothing(fresh):
         put(pool, b"waiting")
         pool.keeper._unlisted = set(os.listdir(beside(pool, "held")))
 
-    settings = replace(DIRQ_SETTINGS, keep_errors_s=STALE_S)
+    settings = replace(FOREIGN_SETTINGS, keep_errors_s=STALE_S)
     expected = [b"dead", b"retry", b"stale", b"waiting"]
     for pool, what, raised in fail_each(
         fresh, lambda pool: pool.keeper.keep(), prepare, keeper_of, codes=(errno.EIO,), settings=settings

@@ -142,6 +142,49 @@ def test_an_order_to_release_is_tried_again_until_it_succeeds(kept):
     assert (line.state, line.attempt, line.crashes) in (("deferred", 2, 0), ("waiting", 2, 0))
 
 
+def test_a_release_that_fails_is_said_when_it_begins_and_when_its_reason_changes(kept, caplog):
+    worker = kept.worker()
+    kept.keeper.open()
+    worker.put(b"x", "mine")
+    worker.settled(worker.claim())
+    kept.keeper._pending.append(Release(kept.board.worker(0).text(1), "died"))
+
+    def said() -> int:
+        return caplog.text.count("tried again")
+
+    kept.system.fail_all("rename", errno.ENOSPC)
+    for _ in range(3):
+        kept.keeper._release_pending()
+    assert said() == 1
+    kept.system.fail_all("rename", errno.EIO)
+    for _ in range(3):
+        kept.keeper._release_pending()
+    assert said() == 2
+    kept.system.before = None
+    kept.keeper._release_pending()
+    assert (said(), worker.depth().waiting) == (2, 1)
+
+
+def test_a_release_that_fails_keeps_no_other_from_going_back(kept):
+    worker = kept.worker()
+    kept.keeper.open()
+    for name in ("first", "second"):
+        worker.put(b"x", name)
+        worker.claim()
+        worker._lapses = -1  # the next claim is another owner's
+    first, second = sorted(os.listdir(kept.rig.path / "pending"))
+
+    def fail(call, arguments):
+        if call == "rename" and f"/{first}/" in arguments[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), arguments[0])
+
+    kept.system.before = fail
+    kept.keeper._pending.extend(Release(owner, "died") for owner in (first, second))
+    kept.keeper._release_pending()
+    assert [order.owner for order in kept.keeper._pending] == [first]
+    assert sorted(line.state for line in worker.list()) == ["claimed", "waiting"]
+
+
 def test_the_depth_is_measured_once_a_second_or_when_asked(kept):
     worker = kept.worker()
     kept.keeper.open()

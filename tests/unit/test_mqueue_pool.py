@@ -976,6 +976,31 @@ def test_one_that_cannot_come_back_keeps_no_other_from_it(pool):
     assert empty_count(pool.name) == 2
 
 
+@pytest.mark.parametrize("failing", ["file", "directory"])
+def test_a_step_of_a_round_that_fails_keeps_nothing_that_is_due_from_coming_back(pool, failing):
+    """Nor is what that step moved and has not cleared sent: it would be handled twice."""
+    hold(pool, b"left")
+    pool.rounds()
+    other = pool.another_worker(1, next(PIDS))
+    put(pool, b"due")
+    settle(other, "retry", other.claim())
+
+    def fail(call, arguments):
+        is_directory = call == "fsync" and os.path.isdir(f"/proc/self/fd/{arguments[0]}")
+        if call == "fsync" and is_directory == (failing == "directory"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    pool.world.advance(UNFOLLOWED_S + 3)
+    pool.keeper_system.before = fail
+    with pytest.raises(QueueUnavailable):
+        pool.keeper.keep()
+    copies = {"claimed": [b"left"]} if failing == "file" else {"claimed": [b"left"], "deferred": [b"left"]}
+    assert pool.everything() == {"waiting": [b"due"], **copies}
+    pool.keeper_system.before = None
+    pool.rounds(2)
+    assert pool.everything() == {"waiting": [b"due", b"left"]}
+
+
 def test_what_is_no_file_in_deferred_is_named_once_and_keeps_nothing_from_coming_back(pool, caplog):
     due = f"1000000000.{pool.queue.beside.marked(name_of(b'link', 0), Counts(1, 0))}"
     pool.beside("deferred", due).symlink_to("/etc/hostname")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import FakeSystem, World
-from tests.rig_dirq import DIRQ_SETTINGS
+from tests.rig import FakeSystem, World, rounds
+from tests.rig_foreign import FOREIGN_SETTINGS
 from workers.board import Board, Q, W, WorkerText
 from workers.errors import ClaimLost, NotSupported, QueueMissing, QueueRefused, QueueUnavailable
 from workers.message import Message
@@ -79,13 +79,7 @@ class SetPool:
         return owner
 
     def rounds(self, count: int = 1, every_s: float = 1.0) -> Kept:
-        total = Kept()
-        for _ in range(count):
-            self.world.advance(every_s)
-            kept = self.keeper.keep()
-            for name in ("owner_dead", "too_old", "crash_limit", "temporary", "due", "pruned"):
-                setattr(total, name, getattr(total, name) + getattr(kept, name))
-        return total
+        return rounds(self.keeper, self.world, count, every_s)
 
     def beside(self, number: int, *parts: str) -> Path:
         return Path(f"{self.queue.members[number].place}.pool", *parts)
@@ -98,7 +92,7 @@ Make = Callable[..., SetPool]
 def _make(tmp_path: Path) -> Make:
     world, pids = World(tmp_path), iter(range(1001, 2000))
 
-    def make(members: tuple[str, ...] = MEMBERS, host: str = "one", settings: Settings = DIRQ_SETTINGS) -> SetPool:
+    def make(members: tuple[str, ...] = MEMBERS, host: str = "one", settings: Settings = FOREIGN_SETTINGS) -> SetPool:
         return SetPool(tmp_path, world, members=members, host=host, pid=next(pids), settings=settings)
 
     return make
@@ -352,7 +346,7 @@ def test_what_is_kept_is_made_beside_each_before_the_first_round(tmp_path, make)
 
 
 def test_the_keeper_of_a_set_leaves_and_ticks_as_the_quickest_of_them(make):
-    pool = make(settings=replace(DIRQ_SETTINGS, stale_after_s=4.0))
+    pool = make(settings=replace(FOREIGN_SETTINGS, stale_after_s=4.0))
     assert pool.keeper.tick_s == 0.5
     pool.keeper.leave()
     assert pool.keeper.depth(is_exact=True).waiting == 0

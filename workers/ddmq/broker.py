@@ -53,7 +53,7 @@ from workers.ddmq.names import (
 )
 from workers.ddmq.settings import DEFAULTS, SettingsFiles, whole
 from workers.ddmq.taking import Taking, expiry_of
-from workers.system import SYSTEM, System
+from workers.system import SYSTEM, System, remove
 
 __all__ = ["Broker", "DdmqError", "Message", "broker", "message", "version"]
 
@@ -234,9 +234,9 @@ class Broker:
             )
         self.purge_queue(queue)
         for name in sorted(OWN_FILES - {WORK_DIRECTORY}):
-            self._unlink(f"{files.path}/{name}")
+            remove(self._system, f"{files.path}/{name}")
         for name in temporary:
-            self._unlink(f"{files.work}/{name}")
+            remove(self._system, f"{files.work}/{name}")
         with contextlib.suppress(FileNotFoundError):
             system.rmdir(files.work)
         system.rmdir(files.path)
@@ -253,8 +253,8 @@ class Broker:
         claimed: list[str] = []
         with contextlib.suppress(FileNotFoundError):
             claimed = self._message_like(files.work)
-        removed_claims = sum(self._unlink(f"{files.work}/{name}") for name in claimed)
-        removed = sum(self._unlink(f"{files.path}/{name}") for name in self._message_like(files.path))
+        removed_claims = sum(remove(self._system, f"{files.work}/{name}") for name in claimed)
+        removed = sum(remove(self._system, f"{files.path}/{name}") for name in self._message_like(files.path))
         self._takings.pop(queue, None)
         return removed, removed_claims
 
@@ -600,13 +600,6 @@ class Broker:
                 for entry in entries
                 if is_message_like(entry.name) and not entry.is_dir(follow_symlinks=False)
             ]
-
-    def _unlink(self, path: str) -> bool:
-        try:
-            self._system.unlink(path)
-        except FileNotFoundError:
-            return False
-        return True
 
     def _is_directory(self, path: str) -> bool:
         return self._system.is_directory(path, is_followed=True)

@@ -43,7 +43,7 @@ from workers.ddmq.names import (
     parse_work,
     waiting_key,
 )
-from workers.system import SYSTEM, System
+from workers.system import SYSTEM, System, forget, is_there, remove
 
 __all__ = ["WAITING", "WORK", "QueueFiles", "Waiting", "is_message_like", "parse_waiting", "parse_work", "waiting_key"]
 
@@ -166,7 +166,7 @@ class QueueFiles:
         except FileNotFoundError:
             # RACE: who was first may have given it back since, under the same name: a lost race, too.
             # See test_no_schedule_loses_repeats_or_strands_a_message.
-            if not self._is_there(self.work):
+            if not is_there(self.system, self.work):
                 raise
             return None
         return work_name
@@ -193,7 +193,7 @@ class QueueFiles:
                 raise
             # No link here, as publish() has it: killed before its unlink it would leave a message that waits and is
             # claimed. A *name* that is taken holds the same id, so it is another copy of this message.
-            if self._is_there(target):
+            if is_there(self.system, target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
             return self._rename(source, target)
         return True
@@ -217,7 +217,7 @@ class QueueFiles:
             try:
                 if error.errno not in NO_SUCH_CALL:
                     raise
-                if not self._is_there(path):
+                if not is_there(self.system, path):
                     self.forget(temporary)
                     return False
                 self.system.rename(temporary, path)
@@ -233,11 +233,11 @@ class QueueFiles:
 
     def remove(self, work_name: str) -> bool:
         """Remove a claimed message; False when it is gone. One unlink, told to one caller alone."""
-        return self._unlink(f"{self.work}/{work_name}")
+        return remove(self.system, f"{self.work}/{work_name}")
 
     def remove_waiting(self, name: str) -> bool:
         """Remove a waiting message; False when it is gone."""
-        return self._unlink(f"{self.path}/{name}")
+        return remove(self.system, f"{self.path}/{name}")
 
     # ---- the clock, and what is left over
 
@@ -287,7 +287,7 @@ class QueueFiles:
                 path = os.path.join(directory, name)
                 with contextlib.suppress(OSError):
                     if self.system.lstat(path).st_mtime_ns < before_ns:
-                        count += self._unlink(path)
+                        count += remove(self.system, path)
         return count
 
     # ---- for those who write beside the messages
@@ -331,16 +331,15 @@ class QueueFiles:
         except OSError as error:
             if error.errno not in NO_SUCH_CALL:
                 raise
-            if self._is_there(target):
+            if is_there(self.system, target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
             system.rename(source, target)
             return
         self.forget(source)
 
     def forget(self, path: str) -> None:
-        """Unlink what nobody was promised and nobody waits for; if that fails, sweep_tmp finds it."""
-        with contextlib.suppress(OSError):
-            self.system.unlink(path)
+        """See system.forget; sweep_tmp is the sweep."""
+        forget(self.system, path)
 
     # ---- inside
 
@@ -354,23 +353,9 @@ class QueueFiles:
 
     def _was_moved(self, source: str, target: str) -> bool:
         """What ENOENT of a rename means: False for a lost race; raises it when the target's directory is missing."""
-        if self._is_there(source):
+        if is_there(self.system, source):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), target)
         return False
-
-    def _is_there(self, path: str) -> bool:
-        try:
-            self.system.lstat(path)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _unlink(self, path: str) -> bool:
-        try:
-            self.system.unlink(path)
-        except FileNotFoundError:
-            return False
-        return True
 
     def _open_temporary(self) -> tuple[int, str]:
         """

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from workers.dirq.errors import QueueError
-from workers.system import SYSTEM, System
+from workers.system import SYSTEM, System, forget
 
 SECOND_NS = 10**9  # a younger lock is never broken by us, and the published limits are whole seconds
 DIRECTORY = re.compile(r"\A[0-9a-f]{8}\Z")
@@ -272,9 +272,17 @@ class Elements(ABC, Generic[Data]):
         be opened (a symbolic link, no permission, no such file); any other OSError with nothing locked.
         """
 
-    @abstractmethod
     def found_lock(self, name: str) -> Lock | None:
-        """The lock that is there, whoever's; None when the element is not locked."""
+        """
+        The lock that is there, whoever's; None when the element is not locked.
+
+        Its time is that of lock_path(), which is not always the one that break_lock goes by.
+        """
+        try:
+            found = self.system.lstat(self.lock_path(name))
+        except FileNotFoundError:
+            return None
+        return Lock(name, found.st_ino, found.st_mtime_ns, 0)
 
     @abstractmethod
     def is_held(self, lock: Lock, touched_ns: int = 0, within_ns: int = SECOND_NS) -> bool:
@@ -346,21 +354,6 @@ class Elements(ABC, Generic[Data]):
         """A path in *directory* that nobody else makes, and that a sweep takes away by its age."""
         return f"{self.path}/{directory}/{self._fresh()}.{self.system.random_bytes(4).hex()}{TEMPORARY_SUFFIX}"
 
-    def _is_there(self, path: str) -> bool:
-        try:
-            self.system.lstat(path)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _unlink(self, path: str) -> bool:
-        """Unlink *path*; False when it was gone."""
-        try:
-            self.system.unlink(path)
-        except FileNotFoundError:
-            return False
-        return True
-
     def _rmdir(self, path: str) -> bool:
         """Remove the directory *path*; False when it was gone."""
         try:
@@ -368,13 +361,6 @@ class Elements(ABC, Generic[Data]):
         except FileNotFoundError:
             return False
         return True
-
-    def _forget(self, path: str) -> None:
-        """Unlink what nobody was promised and nobody waits for; if that fails, a sweep finds it."""
-        try:
-            self.system.unlink(path)
-        except OSError:
-            return
 
     def _make_file(self, path: str, data: bytes, *, durable: bool) -> None:
         """Make *path* with *data*, all of it; nothing is left when that fails. Raises OSError."""
@@ -392,7 +378,7 @@ class Elements(ABC, Generic[Data]):
             finally:
                 system.close(fd)
         except BaseException as error:
-            self._forget(path)
+            forget(self.system, path)
             if isinstance(error, OSError):
                 error.filename = path  # of a descriptor's error nobody knows it
             raise

@@ -40,7 +40,7 @@ from workers.dirq.elements import (
     older_than,
 )
 from workers.dirq.errors import QueueError
-from workers.system import SYSTEM, System
+from workers.system import SYSTEM, System, forget, is_there, remove
 
 KEY = re.compile(r"\A[0-9a-zA-Z]+\Z")
 ASIDE = re.compile(r"\A[0-9a-f]{14}\.[0-9a-f]{8}\.tmp\Z")
@@ -105,7 +105,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
 
     def _discard(self, temporary: str, data: Iterable[str]) -> None:
         for key in data:
-            self._forget(f"{temporary}/{key}")
+            forget(self.system, f"{temporary}/{key}")
         self._undo_mkdir(temporary)
 
     def _publish(self, temporary: str, *, durable: bool) -> str:
@@ -132,7 +132,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
 
     def _is_moved(self, source: str, target: str) -> bool:
         """Whether a rename to the fresh *target*, of which we were told ENOENT, has happened: its reply was lost."""
-        return self.is_network and not self._is_there(source) and self._is_there(target)
+        return self.is_network and not is_there(self.system, source) and is_there(self.system, target)
 
     def waiting(self, directory: str, odd: set[str]) -> list[str]:
         """See Elements.waiting: all that are directories; a listing does not tell which are locked."""
@@ -234,14 +234,6 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
             raise
         return lock, fd, found
 
-    def found_lock(self, name: str) -> Lock | None:
-        """See Elements.found_lock. Its time is that of locked/, not the element's that break_lock goes by."""
-        try:
-            found = self.system.lstat(f"{self.path}/{name}/{LOCKED_DIRECTORY}")
-        except FileNotFoundError:
-            return None
-        return Lock(name, found.st_ino, found.st_mtime_ns, 0)
-
     def is_held(
         self,
         lock: Lock,
@@ -292,7 +284,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
             except FileNotFoundError:
                 if self._is_moved(path, obsolete):
                     return obsolete
-                if not self._is_there(path):
+                if not is_there(self.system, path):
                     return None
                 self._mkdir(f"{self.path}/{OBSOLETE_DIRECTORY}")
             except OSError as error:
@@ -306,7 +298,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         """Remove what was moved to obsolete/. What cannot be removed now is found by a sweep."""
         try:
             for part in parts:
-                self._unlink(f"{path}/{part}")
+                remove(self.system, f"{path}/{part}")
             for _ in range(ATTEMPTS_MAX):
                 try:
                     self._rmdir(f"{path}/{LOCKED_DIRECTORY}")
@@ -315,7 +307,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
                 except OSError as error:
                     # RACE: who looked the element up before it was moved may make locked/ in it only now.
                     # See test_a_late_lock_does_not_keep_a_removed_element_in_obsolete.
-                    if error.errno not in TAKEN or not self._is_there(f"{path}/{LOCKED_DIRECTORY}"):
+                    if error.errno not in TAKEN or not is_there(self.system, f"{path}/{LOCKED_DIRECTORY}"):
                         raise
         except OSError:
             return
@@ -326,9 +318,9 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         try:
             self.system.rename(path, target)
         except FileNotFoundError:
-            if self._is_there(path):  # it is the target's directory that is missing
+            if is_there(self.system, path):  # it is the target's directory that is missing
                 raise
-            if not (self.is_network and self._is_there(target)):
+            if not (self.is_network and is_there(self.system, target)):
                 return False
         self._undo_mkdir(f"{target}/{LOCKED_DIRECTORY}")
         return True
@@ -340,7 +332,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
                 self._rmdir(f"{source}/{LOCKED_DIRECTORY}")
                 self._rename_once(source, f"{self.path}/{name}")
             except FileNotFoundError:
-                if not self._is_there(source):
+                if not is_there(self.system, source):
                     return name if self._is_moved(source, f"{self.path}/{name}") else None
                 self._mkdir(f"{self.path}/{name[:8]}")
             except OSError as error:
@@ -536,7 +528,8 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
             except FileNotFoundError:
                 # RACE: a peer's purge removes directories in temporary/ however young they are.
                 # See test_check_moves_is_tried_again_when_its_probe_is_purged.
-                if attempt == ATTEMPTS_MAX or self._is_there(probe):  # it is the target's directory that is missing
+                # While it is there, it is the target's directory that is missing.
+                if attempt == ATTEMPTS_MAX or is_there(self.system, probe):
                     self._undo_mkdir(probe)
                     raise
                 continue

@@ -38,7 +38,7 @@ from workers.dirq.elements import (
     is_regular,
     older_than,
 )
-from workers.system import SYSTEM, System
+from workers.system import SYSTEM, System, forget, is_there, remove
 
 LISTED_NS = 500_000_000  # a listing is good for so long: a touch that comes later would look like a later lock
 
@@ -96,13 +96,13 @@ class SimpleElements(Elements[bytes]):
             except FileNotFoundError:
                 # RACE: a purge has removed the temporary file, and perhaps the directory.
                 # See test_D10_a_directory_that_is_purged_meanwhile_is_made_again.
-                self._forget(temporary)
+                forget(self.system, temporary)
                 if attempt == ATTEMPTS_MAX:
                     raise
             except BaseException:
-                self._forget(temporary)
+                forget(self.system, temporary)
                 raise
-        self._forget(temporary)
+        forget(self.system, temporary)
         if durable:
             system.fsync_directory(f"{self.path}/{directory}")
         return name
@@ -121,7 +121,7 @@ class SimpleElements(Elements[bytes]):
             try:
                 name = self._link(path, directory)
             except FileNotFoundError:
-                if not self._is_there(path):
+                if not is_there(self.system, path):
                     raise
                 continue  # a peer's purge has removed the directory
             self.system.unlink(path)
@@ -198,20 +198,20 @@ class SimpleElements(Elements[bytes]):
             # See test_what_its_holder_ended_between_the_two_halves_of_a_link_is_not_locked.
             found = system.lstat(path)
         except FileNotFoundError:
-            self._forget(lock_path)
+            forget(self.system, lock_path)
             return None
         except BaseException:
-            self._forget(lock_path)
+            forget(self.system, lock_path)
             raise
         if not is_regular(found):
-            self._forget(lock_path)
+            forget(self.system, lock_path)
             raise OSError(errno.EINVAL, "is no regular file", path)
         return Lock(name, found.st_ino, found.st_mtime_ns, since_ns)
 
     def _looks_locked(self, path: str, lock_path: str) -> bool:
         found = self.system.lstat(path)
         # A file may have several names for other reasons: one that add_path has brought, or a killed add.
-        return found.st_nlink > 1 and self._is_there(lock_path)
+        return found.st_nlink > 1 and is_there(self.system, lock_path)
 
     def open_locked(self, name: str) -> tuple[Lock, int, os.stat_result] | None:
         """See Elements.open_locked: lstat, utimes, link, open, fstat."""
@@ -231,7 +231,7 @@ class SimpleElements(Elements[bytes]):
         try:
             fd = system.open(path, OPEN_BODY)  # RACE: as in lock(), see there
         except FileNotFoundError:
-            self._forget(lock_path)
+            forget(self.system, lock_path)
             return None
         except OSError as error:
             self._raise_unreadable(error, name, since_ns)
@@ -240,7 +240,7 @@ class SimpleElements(Elements[bytes]):
             found = system.fstat(fd)
         except BaseException:
             system.close(fd)
-            self._forget(lock_path)
+            forget(self.system, lock_path)
             raise
         return Lock(name, found.st_ino, found.st_mtime_ns, since_ns), fd, found
 
@@ -251,18 +251,10 @@ class SimpleElements(Elements[bytes]):
             try:
                 found = self.system.lstat(lock_path)
             except OSError:
-                self._forget(lock_path)
+                forget(self.system, lock_path)
                 return
             raise UnreadableError(error, Lock(name, found.st_ino, found.st_mtime_ns, since_ns)) from error
-        self._forget(lock_path)
-
-    def found_lock(self, name: str) -> Lock | None:
-        """See Elements.found_lock."""
-        try:
-            found = self.system.lstat(f"{self.path}/{name}{LOCKED_SUFFIX}")
-        except FileNotFoundError:
-            return None
-        return Lock(name, found.st_ino, found.st_mtime_ns, 0)
+        forget(self.system, lock_path)
 
     def is_held(self, lock: Lock, touched_ns: int = 0, within_ns: int = SECOND_NS) -> bool:
         """See Elements.is_held. One lstat."""
@@ -274,7 +266,7 @@ class SimpleElements(Elements[bytes]):
 
     def unlock(self, name: str) -> bool:
         """See Elements.unlock."""
-        return self._unlink(f"{self.path}/{name}{LOCKED_SUFFIX}")
+        return remove(self.system, f"{self.path}/{name}{LOCKED_SUFFIX}")
 
     def remove(self, name: str) -> bool:
         """See Elements.remove: unlink the element, then its lock."""
@@ -286,10 +278,10 @@ class SimpleElements(Elements[bytes]):
             aside = self._aside(name[:8])
             if not self._is_renamed(path, aside):
                 return False
-            self._forget(aside)
-        elif not self._unlink(path):
+            forget(self.system, aside)
+        elif not remove(self.system, path):
             return False
-        self._forget(path + LOCKED_SUFFIX)  # it was settled by the first call; what is left, a sweep takes away
+        forget(self.system, path + LOCKED_SUFFIX)  # it was settled by the first call; what is left, a sweep takes away
         return True
 
     def _is_renamed(self, path: str, target: str) -> bool:
@@ -297,9 +289,9 @@ class SimpleElements(Elements[bytes]):
         try:
             self.system.rename(path, target)
         except FileNotFoundError:
-            if self._is_there(path):  # it is the target's directory that is missing
+            if is_there(self.system, path):  # it is the target's directory that is missing
                 raise
-            return self.is_network and self._is_there(target)
+            return self.is_network and is_there(self.system, target)
         return True
 
     def take_out(self, name: str, target: str) -> bool:
@@ -307,24 +299,24 @@ class SimpleElements(Elements[bytes]):
         path = f"{self.path}/{name}"
         if not self._is_renamed(path, target):
             return False
-        self._forget(path + LOCKED_SUFFIX)
+        forget(self.system, path + LOCKED_SUFFIX)
         return True
 
     def put_in(self, source: str, name: str) -> str | None:
         """See Elements.put_in. A lock without its element belongs to a take_out that has not ended."""
-        is_name_free = not self._is_there(self.lock_path(name))
+        is_name_free = not is_there(self.system, self.lock_path(name))
         for _ in range(ATTEMPTS_MAX):
             if not is_name_free:
                 name = f"{self._insertion_directory()}/{self._fresh()}"
             try:
                 self._rename_once(source, f"{self.path}/{name}")
             except FileExistsError:
-                if self.is_network and not self._is_there(source):
+                if self.is_network and not is_there(self.system, source):
                     return name
                 is_name_free = False
             except FileNotFoundError:
-                if not self._is_there(source):
-                    is_ours = self.is_network and self._is_there(f"{self.path}/{name}")
+                if not is_there(self.system, source):
+                    is_ours = self.is_network and is_there(self.system, f"{self.path}/{name}")
                     return name if is_ours else None
                 self._mkdir(f"{self.path}/{name[:8]}")
             else:
@@ -352,7 +344,7 @@ class SimpleElements(Elements[bytes]):
             # Unless yet another has locked it, or a peer's purge has taken ours.
             with contextlib.suppress(FileExistsError, FileNotFoundError):
                 self.system.link(aside, lock_path)
-        self._forget(aside)
+        forget(self.system, aside)
         return is_broken
 
     # ---- sweeping
@@ -409,7 +401,7 @@ class SimpleElements(Elements[bytes]):
                 return False
             # RACE: the element was put back, or was added and locked, since the listing.
             # See test_a_lock_whose_element_came_back_since_the_listing_stays.
-            if is_lock and self._is_there(path[: -len(LOCKED_SUFFIX)]):
+            if is_lock and is_there(self.system, path[: -len(LOCKED_SUFFIX)]):
                 return False
             self.system.unlink(path)
         except FileNotFoundError:
@@ -451,7 +443,7 @@ class SimpleElements(Elements[bytes]):
 
     def _rename_or_link(self, source: str, target: str) -> None:
         self.system.link(source, target)
-        self._forget(source)
+        forget(self.system, source)
 
     def check_moves(self, target: str) -> None:
         """See Elements.check_moves."""
@@ -459,7 +451,7 @@ class SimpleElements(Elements[bytes]):
         try:
             self.system.rename(probe, target)
         except OSError:
-            self._forget(probe)
+            forget(self.system, probe)
             raise
         self.system.unlink(target)
 
@@ -468,7 +460,7 @@ class SimpleElements(Elements[bytes]):
         try:
             return self.system.lstat(probe).st_mtime_ns
         finally:
-            self._forget(probe)
+            forget(self.system, probe)
 
     def _make_probe(self) -> str:
         """Make a temporary file as add() does; its path."""

@@ -276,6 +276,10 @@ class Queue(ABC):
     def depth(self) -> Depth:
         """Count messages by state."""
 
+    def waiting_count(self) -> int:
+        """How many wait to be claimed, and no more than that: for who asks again and again. Raises QueueUnavailable."""
+        return self.depth().waiting
+
     def list(self, state: State | None = None) -> Iterator[Listed]:
         """Each message of *state*, or of all."""
         return iter(())
@@ -413,6 +417,14 @@ class Claimable(Queue):
     @abstractmethod
     def source(self) -> Source:
         """Where the names of what waits are read."""
+
+    def waiting_count(self) -> int:
+        """See Queue.waiting_count: one listing of what waits, not one look at a file."""
+        try:
+            with contextlib.closing(self.source().names(set(), set())) as found:
+                return sum(1 for _ in found)
+        except OSError as error:
+            raise QueueUnavailable.at("count what waits in", error.filename or self.place, error) from error
 
     def wait(self, timeout_s: float) -> bool:
         """See Queue.wait: adaptive polling, 1 ms doubling to 100 ms (1 s on a network filesystem)."""

@@ -46,7 +46,7 @@ from workers.queues.ddmq_keep import DdmqKeeper
 from workers.queues.ddmq_look import Waiting, name_of, time_of
 from workers.queues.foreign import ForeignQueue
 from workers.queues.locking import HeldClaim
-from workers.system import System
+from workers.system import System, is_there
 
 log = logging.getLogger(__name__)
 
@@ -295,20 +295,13 @@ class Ddmq(ForeignQueue):
         was there before his claim, so it is there when the file is. See
         test_a_worker_killed_before_its_claim_takes_no_claim_of_another_with_it.
         """
-        found = next((name for name in hand.work_names() if self._is_there(f"{self.files.work}/{name}")), None)
+        found = next((name for name in hand.work_names() if is_there(self.system, f"{self.files.work}/{name}")), None)
         if found is None:
             return None
         for other in self.system.listdir(self.beside.held):
             if other != owner and (theirs := self.hand_of(other)) is not None and found in theirs.work_names():
                 return None
         return found
-
-    def _is_there(self, path: str) -> bool:
-        try:
-            self.system.lstat(path)
-        except FileNotFoundError:
-            return False
-        return True
 
     # ---- settle
 
@@ -389,7 +382,7 @@ class Ddmq(ForeignQueue):
         except OSError as error:
             if error.errno not in NO_SUCH_CALL:
                 raise
-            if self._is_there(target):
+            if is_there(self.system, target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
             return self.beside.move(source, self.place, waiting)
         return True
@@ -456,10 +449,6 @@ class Ddmq(ForeignQueue):
     def source(self) -> Waiting:
         """See Claimable.source."""
         return Waiting(self.files, self._unready)
-
-    def watch_directory(self) -> str | None:
-        """See Queue.watch_directory."""
-        return None if self.network else self.place
 
     def depth(self) -> Depth:
         """See Queue.depth."""

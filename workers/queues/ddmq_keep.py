@@ -22,13 +22,13 @@ from workers.board import WorkerText
 from workers.ddmq.claims import OURS_S
 from workers.ddmq.errors import CorruptError
 from workers.ddmq.names import parse_work
-from workers.errors import QueueUnavailable
 from workers.queues import ddmq_look, names
 from workers.queues.base import Consumer, Depth, Kept
 from workers.queues.beside import Counts
 from workers.queues.ddmq_content import content_of
 from workers.queues.ddmq_hand import HALF, Hand, touch_line
 from workers.queues.ddmq_look import name_of, time_of, waiting_of
+from workers.queues.failures import Failures
 from workers.queues.foreign_keep import ForeignKeeper
 from workers.queues.owners import Death
 
@@ -92,22 +92,19 @@ class DdmqKeeper(ForeignKeeper[Hand]):
         board, now_ns, now_s = self._consumer.board, self._system.boottime_ns(), self._files.now_s()
         touched, self._touched = self._touched, {}
         said_ns, self._said_ns = self._said_ns, {}
-        failed = None
+        failures = Failures()
         for number in board.worker_numbers(self._consumer.queue_slot):
             owner = board.worker(number).text(WorkerText.OWNER)
             if not owner:
                 continue
             self._said_ns[owner] = said_ns.get(owner, now_ns)
-            try:
+            with failures:
                 self._touch(owner, touched.get(owner), now_s)
                 if now_ns - self._said_ns[owner] >= self._stale_ns // 4:
                     # To another host, which goes by ctime, it must not look like the record of a worker that is gone.
                     self._say(owner)
                     self._said_ns[owner] = now_ns
-            except OSError as error:  # of this one: the others are touched all the same
-                failed = failed or error
-        if failed is not None:
-            raise failed
+        failures.raise_first()
 
     def _say(self, owner: str) -> None:
         try:
@@ -167,8 +164,8 @@ class DdmqKeeper(ForeignKeeper[Hand]):
     def _hand_of(self, owner: str) -> Hand | None:
         return self._queue.hand_of(owner)
 
-    def _await(self, hand: Hand) -> None:
-        """See ForeignKeeper._await."""
+    def _wait_until_sure(self, hand: Hand) -> None:
+        """See ForeignKeeper._wait_until_sure."""
         # RACE: it died before it claimed; another claimed to the same second, gave it back, and claims it again while
         # we look. When that second is over nobody writes a record any more that names what this one does.
         # See test_no_schedule_loses_repeats_or_strands_a_message.
@@ -185,7 +182,7 @@ class DdmqKeeper(ForeignKeeper[Hand]):
 
     # ---- what has expired
 
-    def _reap(self, owners: dict[str, names.Owner], kept: Kept) -> OSError | None:
+    def _reap(self, owners: dict[str, names.Owner], kept: Kept) -> None:
         """
         See ForeignKeeper._reap.
 
@@ -194,7 +191,7 @@ class DdmqKeeper(ForeignKeeper[Hand]):
         now_s = int(self._files.now_s())
         expired = [name for name in self._files.working() if ddmq_look.expiry_of(name, now_s) < now_s]
         if not expired:
-            return None
+            return
         in_hand = {
             name
             for owner, parsed in owners.items()
@@ -202,14 +199,12 @@ class DdmqKeeper(ForeignKeeper[Hand]):
             if (hand := self._hand_of(owner)) is not None
             for name in hand.work_names()
         }
-        failed = None
+        failures = Failures()
         for name in expired:
             if name not in in_hand:
-                try:
+                with failures:
                     self._reap_one(name, now_s + OURS_S, kept)
-                except OSError as error:  # of this one
-                    failed = failed or error
-        return failed
+        failures.raise_first()
 
     def _reap_one(self, work_name: str, until: int, kept: Kept) -> None:
         # ORDER: to an expiry of our own, then counted and put back. Only one keeper or cleaner finds it under the old
@@ -250,4 +245,4 @@ class DdmqKeeper(ForeignKeeper[Hand]):
         try:
             return ddmq_look.depth(self._files, self._beside)
         except OSError as error:
-            raise QueueUnavailable.at("measure", error.filename or self._queue.place, error) from error
+            raise self._unavailable("measure", self._queue.place, error) from error

@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from workers.errors import QueueMissing, QueueRefused, QueueUnavailable
-from workers.queues.base import Settings
-from workers.system import System
+from workers.message import Claim
+from workers.queues.base import Claimable, Settings
+from workers.system import System, forget, is_there
 
 FORMAT = 1
 LEASE_INTERVAL_S, LEASE_TIMEOUT_S, STALE_AFTER_S = 5.0, 60.0, 600.0
@@ -64,6 +65,7 @@ class Directory:
         self.done = os.path.join(self.path, "done")
         self.pool = os.path.join(self.path, ".pool")
         self.leases = os.path.join(self.pool, "leases")
+        self.paused = os.path.join(self.pool, "PAUSED")
         self.network: str | None = None
         self.id = ""
         self.times = Times()
@@ -295,11 +297,11 @@ class Directory:
         """Whether *path* exists; raises OSError when that cannot be said."""
         if self.network is not None:
             return self.is_listed(path)  # a stat may be answered from a cache
-        try:
-            self.system.lstat(path)
-        except FileNotFoundError:
-            return False
-        return True
+        return is_there(self.system, path)
+
+    def steady(self, path: str) -> str:
+        """*path* for the text of an error: one in tmp/ is new each time, and would make each error a new one."""
+        return self.tmp if os.path.dirname(path) == self.tmp else path
 
     def unavailable(self, doing: str, path: str, error: OSError) -> QueueUnavailable:
         """Word *error*, met while *doing* something at *path*; unknown where a network may have lost the reply."""
@@ -346,11 +348,8 @@ class Directory:
         return written_ns
 
     def forget(self, path: str) -> None:
-        """Unlink a file of ours that nobody was promised; if that fails too, the reaper of tmp/ finds it."""
-        try:
-            self.system.unlink(path)
-        except OSError:
-            return
+        """See system.forget; the reaper of tmp/ is the sweep."""
+        forget(self.system, path)
 
 
 class Worded:
@@ -374,6 +373,44 @@ class Worded:
             raise self._directory.unavailable(self._doing, self._path, error) from error
         if self._at_end is not None and not isinstance(error, QueueUnavailable):
             self._at_end()  # settled, or lost: in either case no longer in hand
+
+
+class OnDisk(Claimable):
+    """
+    A queue that keeps something in a Directory: PAUSED among it, and the wording of its errors.
+
+    Attributes:
+        kept_in: that Directory.
+    """
+
+    kept_in: Directory
+
+    def make_places(self) -> None:
+        """Make what is not there of what lies beside the queue, if anything does. Raises OSError, QueueRefused."""
+
+    def pause(self) -> None:
+        """See Queue.pause: a file PAUSED, seen by every host; touch(1) does the same."""
+        kept = self.kept_in
+        with self._unavailable("pause", kept.path):
+            self.make_places()
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self.system.close(self.system.open(kept.paused, flags, kept.file_mode))
+
+    def resume(self) -> None:
+        """See Queue.resume."""
+        with self._unavailable("resume", self.kept_in.path):
+            self.kept_in.remove(self.kept_in.paused)
+
+    def is_paused(self) -> bool:
+        """See Queue.is_paused."""
+        with self._unavailable("look into", os.path.dirname(self.kept_in.paused)):
+            return self.kept_in.is_listed(self.kept_in.paused)
+
+    def _unavailable(self, doing: str, path: str) -> Worded:
+        return Worded(self.kept_in, doing, path)
+
+    def _settling(self, doing: str, claim: Claim) -> Worded:
+        return Worded(self.kept_in, doing, claim.path, at_end=lambda: self.settled(claim))
 
 
 def is_regular(found: os.stat_result) -> bool:

@@ -318,9 +318,10 @@ class Dirq(ForeignQueue):
         """See Claimable.source."""
         return Waiting(self.elements)
 
-    def watch_directory(self) -> str | None:
-        """See Queue.watch_directory."""
-        return None if self.network else self.place
+    def waiting_count(self) -> int:
+        """See Queue.waiting_count."""
+        with self._unavailable("count what waits in", self.place):
+            return dirq_look.waiting_count(self.elements)
 
     def depth(self) -> Depth:
         """See Queue.depth."""

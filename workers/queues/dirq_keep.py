@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from workers.board import W, WorkerText
 from workers.dirq.elements import NAME, Lock, time_of
-from workers.errors import QueueUnavailable
 from workers.queues import dirq_look
 from workers.queues.base import Consumer, Depth, Kept
 from workers.queues.beside import Counts, Hand, decoded, encoded
 from workers.queues.foreign_keep import ForeignKeeper
 from workers.queues.owners import Death
+from workers.system import is_there
 
 if TYPE_CHECKING:
     from workers.queues.dirq import Dirq
@@ -70,15 +70,8 @@ class DirqKeeper(ForeignKeeper[Hand]):
 
     def _ended(self, counts: Sequence[str]) -> Iterable[str]:
         for file in counts:
-            if not NAME.match(decoded(file)) or not self._is_there(self._elements.element_path(decoded(file))):
+            if not NAME.match(decoded(file)) or not is_there(self._system, self._elements.element_path(decoded(file))):
                 yield file
-
-    def _is_there(self, path: str) -> bool:
-        try:
-            self._system.lstat(path)
-        except FileNotFoundError:
-            return False
-        return True
 
     def _release_hand(self, hand: Hand, death: Death, kept: Kept) -> list[str]:
         if not self._is_in_hand(hand):
@@ -163,4 +156,4 @@ class DirqKeeper(ForeignKeeper[Hand]):
         try:
             return dirq_look.depth(self._elements, self._beside)
         except OSError as error:
-            raise QueueUnavailable.at("measure", error.filename or self._queue.place, error) from error
+            raise self._unavailable("measure", self._queue.place, error) from error

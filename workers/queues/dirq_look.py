@@ -65,6 +65,16 @@ def _state(elements: Elements[Any], name: str, *, is_unlocked: bool) -> State | 
     return "claimed"
 
 
+def waiting_count(elements: Elements[Any]) -> int:
+    """How many wait: of a Queue, whose listing says nothing of locks, by a look at each."""
+    count = 0
+    for directory in elements.directories():
+        odd: set[str] = set()
+        found = [name for name in elements.waiting(directory, odd) if name not in odd]
+        count += len(found) if elements.lists_locks else sum(elements.found_lock(name) is None for name in found)
+    return count
+
+
 def depth(elements: Elements[Any], beside: Beside) -> Depth:
     """Count by state: one pass over each directory. Of a lock nobody can say whose it is: its element is claimed."""
     now_s = elements.system.wall_ns() / 1e9

@@ -24,7 +24,7 @@ from workers.message import Body, Claim
 from workers.queues import names
 from workers.queues.base import Capability, Queue, Settings
 from workers.queues.beside import Beside, Counts
-from workers.queues.directory import Worded
+from workers.queues.directory import OnDisk
 from workers.queues.locking import HeldClaim, Locking
 from workers.queues.meta import Facts, facts_of_claim, write_meta
 from workers.system import System
@@ -32,7 +32,7 @@ from workers.system import System
 log = logging.getLogger(__name__)
 
 
-class ForeignQueue(Locking):
+class ForeignQueue(OnDisk, Locking):
     """
     One queue at *place*. See Queue for the verbs.
 
@@ -61,7 +61,7 @@ class ForeignQueue(Locking):
         self.system = system
         self.host = names.check_host(host)
         self.place = self.identity = place
-        self.beside = Beside(place, self.settings.state_dir, system, hand_size)
+        self.kept_in = self.beside = Beside(place, self.settings.state_dir, system, hand_size)
         if f"{self.beside.path}/".startswith(f"{place}/"):
             raise QueueRefused(f"state_dir = {self.settings.state_dir} is inside the queue, where others count what is")
         self.tokens = names.Tokens(system)
@@ -227,31 +227,13 @@ class ForeignQueue(Locking):
                         count += 1
         return count
 
-    def pause(self) -> None:
-        """See Queue.pause: PAUSED beside the queue, seen by every host; touch(1) does the same."""
-        with self._unavailable("pause", self.beside.path):
-            self.beside.make()
-            self.system.close(
-                self.system.open(self.beside.paused, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-            )
+    def make_places(self) -> None:
+        """See OnDisk.make_places."""
+        self.beside.make()
 
-    def resume(self) -> None:
-        """See Queue.resume."""
-        with self._unavailable("resume", self.beside.path):
-            self.beside.remove(self.beside.paused)
-
-    def is_paused(self) -> bool:
-        """See Queue.is_paused."""
-        with self._unavailable("look into", self.beside.path):
-            return self.beside.is_listed(self.beside.paused)
-
-    # ---- errors
-
-    def _unavailable(self, doing: str, path: str) -> Worded:
-        return Worded(self.beside, doing, path)
-
-    def _settling(self, doing: str, claim: Claim) -> Worded:
-        return Worded(self.beside, doing, claim.path, at_end=lambda: self.settled(claim))
+    def watch_directory(self) -> str | None:
+        """See Queue.watch_directory."""
+        return None if self.network else self.place
 
     def settled(self, claim: Claim) -> None:
         """See Queue.settled. Again does nothing."""

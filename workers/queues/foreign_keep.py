@@ -22,15 +22,15 @@ from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
 from workers.board import Q
-from workers.errors import QueueRefused, QueueUnavailable
+from workers.errors import QueueRefused
 from workers.queues import names
-from workers.queues.base import Cause, Consumer, Kept
+from workers.queues.base import Consumer, Kept
 from workers.queues.beside import Counts
+from workers.queues.failures import Failures
 from workers.queues.foreign import ForeignQueue
 from workers.queues.lease import note_beat
 from workers.queues.meta import Facts, facts_of_death
 from workers.queues.owners import Death, OwnersKeeper
-from workers.queues.spool_look import META
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
 
     def __init__(self, queue: ForeignQueue, consumer: Consumer, stale_after_s: float, half_s: float) -> None:
         """*half_s*: for so long workers may rely on a good round."""
-        super().__init__(consumer, queue.beside.held, queue.host, queue.system)
+        super().__init__(consumer, queue, queue.beside.held)
         self._foreign = queue
         self._beside = queue.beside
         self._words = self._slot.words
@@ -60,7 +60,6 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
         self._sweep_at_ns = 0
         self.is_paused = False
         self.counted = 0  # messages with counts
-        self._kept_for_ever: set[str] = set()  # what could not be pruned and was spoken of
 
     # ---- what the format knows
 
@@ -83,7 +82,7 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
     def _hand_of(self, owner: str) -> HandT | None:
         """What held/OWNER says; None for nothing. Raises OSError."""
 
-    def _await(self, hand: HandT) -> None:
+    def _wait_until_sure(self, hand: HandT) -> None:
         """Wait until nobody can say any more that *hand* is his, who did not when its worker died."""
 
     @abstractmethod
@@ -122,9 +121,8 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
     def _sweep_queue(self, limit_ns: int, kept: Kept) -> None:
         """Take away what is left over in the queue itself, older than that. Raises OSError."""
 
-    def _reap(self, owners: dict[str, names.Owner], kept: Kept) -> OSError | None:  # noqa: ARG002 - of some formats
-        """Let wait again what nobody keeps any more, in every round; the first error that one of them met."""
-        return None
+    def _reap(self, owners: dict[str, names.Owner], kept: Kept) -> None:
+        """Let wait again what nobody keeps any more, in every round; then raises the first OSError that was met."""
 
     def _before_sweep(self) -> None:
         """What must be so for nothing of ours to look left over. Raises OSError."""
@@ -148,7 +146,7 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
                 self._check_moves(os.path.join(part, probe))
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS):
-                raise QueueUnavailable.at("open", error.filename or self._beside.path, error) from error
+                raise self._unavailable("open", self._beside.path, error) from error
             raise QueueRefused(
                 f"{self._beside.path}, where a pool keeps its counts, retries and errors, cannot be used: renaming "
                 f"from {self._foreign.place} fails at {error.filename2 or error.filename}: {error.strerror}; both must "
@@ -175,20 +173,21 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
             self._touch_all()
         except OSError as error:
             self._words[Q.BEAT_NS] = 0  # another queue may be there: nobody claims, however recent the last beat is
-            raise QueueUnavailable.at("keep", error.filename or self._foreign.place, error) from error
+            raise self._unavailable("keep", self._foreign.place, error) from error
 
     def tidy(self, kept: Kept) -> None:
         """The second half: releases, what is due, and seldom a sweep."""
+        failures = Failures()
         try:
             owners = self._owners()
-            failed: OSError | None = None
-            for release in (self._release_unlisted, self._release_dead_neighbours):
-                try:
-                    release(owners, kept)
-                except OSError as error:  # what one of them had keeps nothing else from coming back
-                    failed = failed or error
-            failed = self._move_due(kept) or failed
-            failed = self._reap(owners, kept) or failed
+            with failures:
+                self._release_unlisted(owners, kept)
+            with failures:
+                self._release_dead_neighbours(owners, kept)
+            with failures:
+                self._move_due(kept)
+            with failures:
+                self._reap(owners, kept)
             now_ns = self._system.boottime_ns()
             if now_ns >= self._sweep_at_ns:
                 self._before_sweep()
@@ -199,10 +198,9 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
                     pause_ns = max(min(self._stale_ns // 8, int(SWEEP_S_MAX * 1e9)), 10 * took_ns)
                     self._sweep_at_ns = now_ns + pause_ns
             self.counted = len(self._system.listdir(self._beside.counts))
-            if failed is not None:
-                raise failed
+            failures.raise_first()
         except OSError as error:
-            raise QueueUnavailable.at("keep", error.filename or self._foreign.place, error) from error
+            raise self._unavailable("keep", self._foreign.place, error) from error
 
     def _owners(self) -> dict[str, names.Owner]:
         found = {}
@@ -215,18 +213,6 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
 
     # ---- releases
 
-    def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
-        """See Keeper.release_owner."""
-        kept = Kept()
-        try:
-            released = self._release(Death(owner, cause, note), kept)
-        except OSError as error:
-            raise QueueUnavailable.at("release", error.filename or owner, error) from error
-        self._words[Q.REAPED_CRASH_LIMIT] += kept.crash_limit
-        if released and cause != "stopped":
-            self._words[Q.REAPED_OWNER_DEAD] += 1
-        return released
-
     def _release(self, death: Death, kept: Kept) -> list[str]:
         if names.parse_owner(death.owner) is None:
             return []  # nothing, as of a worker that died before it made a record
@@ -235,7 +221,7 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
         record = os.path.join(self._beside.held, death.owner)
         hand = self._hand_of(death.owner)
         if hand is not None:
-            self._await(hand)  # while the record is there: a keeper killed now loses nothing of it
+            self._wait_until_sure(hand)  # while the record is there: a keeper killed now loses nothing of it
         taken = names.unpublished(self._foreign.tokens.name(self._foreign.host))
         released = []
         if not self._beside.move(record, self._beside.tmp, taken):
@@ -309,22 +295,20 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
 
     # ---- due, sweeping
 
-    def _move_due(self, kept: Kept) -> OSError | None:
-        """Let what is due come back; the first error that one of them met."""
+    def _move_due(self, kept: Kept) -> None:
+        """Let what is due come back; then raises the first OSError that one of them met."""
         files = self._system.listdir(self._beside.deferred)
         if not files:
-            return None
+            return
         now_s = self._now_ns() / 1e9
-        failed: OSError | None = None
+        failures = Failures()
         for file in sorted(files):
             due = names.parse_due(file)
             if due is None or due[0] > now_s or self._foreign.name_of(due[1].name) is None:
                 continue
-            try:
+            with failures:
                 self._move_back(file, due[1], kept)
-            except OSError as error:  # of this one: it keeps no other from coming back
-                failed = failed or error
-        return failed
+        failures.raise_first()
 
     def _move_back(self, file: str, marked: names.Marked, kept: Kept) -> None:
         name, counts = self._foreign.name_of(marked.name) or "", Counts(marked.attempts, marked.crashes)
@@ -338,7 +322,8 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
                 self._count_if_room(again, counts)
 
     def _sweep(self, owners: dict[str, names.Owner], kept: Kept) -> None:
-        limit_ns = self._now_ns() - self._stale_ns
+        now_ns = self._now_ns()
+        limit_ns = now_ns - self._stale_ns
         for file in self._system.listdir(self._beside.tmp):
             self._remove_older(os.path.join(self._beside.tmp, file), limit_ns, kept)
         for file in self._ended(self._system.listdir(self._beside.counts)):
@@ -347,37 +332,13 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
             # Of another host: we cannot ask whether it lives. Its keeper touches what is there.
             if owner.kernel8 != self._kernel8:
                 self._remove_older(os.path.join(self._beside.held, file), limit_ns, kept)
-        self._prune(kept)
+        self._prune(self._beside.errors, self._foreign.settings.keep_errors_s, now_ns, kept)
         self._sweep_queue(limit_ns, kept)
 
-    def _prune(self, kept: Kept) -> None:
-        keep_s = self._foreign.settings.keep_errors_s
-        if keep_s is None:
-            return
-        limit_ns = self._now_ns() - int(keep_s * 1e9)
-        files = self._system.listdir(self._beside.errors)
-        known = set(files)
-        for file in files:
-            path = os.path.join(self._beside.errors, file)
-            if file.endswith(META) and file.removesuffix(META) in known:
-                continue  # goes with its message
-            if not self._is_older(path, limit_ns):
-                continue
-            try:
-                self._remove(path)
-            except OSError as error:
-                if file not in self._kept_for_ever:
-                    self._kept_for_ever.add(file)
-                    log.warning("%s: %s is to be pruned and stays: %s", self._foreign.url, names.shown(path), error)
-                continue
-            self._beside.forget(f"{path}{META}")
-            kept.pruned += 1
-
-    def _remove(self, path: str) -> None:
-        """Remove the message at *path*: a file, or a directory of files (and maybe a lock). Raises OSError."""
+    def _remove_message(self, path: str) -> bool:
+        """See OwnersKeeper._remove_message: a file, or a directory of files (and maybe a lock)."""
         if not self._system.is_directory(path):
-            self._beside.remove(path)
-            return
+            return super()._remove_message(path)
         for file in self._system.listdir(path):
             inner = os.path.join(path, file)
             if self._system.is_directory(inner):
@@ -385,11 +346,7 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
             else:
                 self._beside.remove(inner)
         self._system.rmdir(path)
-
-    def _remove_older(self, path: str, limit_ns: int, kept: Kept) -> None:
-        if self._is_older(path, limit_ns) and not self._system.is_directory(path):
-            self._beside.remove(path)
-            kept.temporary += 1
+        return True
 
     # ---- leaving
 

@@ -42,7 +42,6 @@ from workers.message import Body, Claim
 from workers.queues import mqueue_look, mqueue_state, names
 from workers.queues.base import (
     Capability,
-    Claimable,
     Consumer,
     Depth,
     Listed,
@@ -53,7 +52,7 @@ from workers.queues.base import (
     State,
 )
 from workers.queues.beside import Counts
-from workers.queues.directory import Worded
+from workers.queues.directory import OnDisk, Worded
 from workers.queues.meta import Facts, facts_of_claim, write_meta
 from workers.queues.mqueue_keep import MqueueKeeper
 from workers.queues.mqueue_look import PRIORITY_MAX, name_of, priority_of
@@ -78,7 +77,7 @@ def open_mqueue(rest: str, settings: Settings, *, system: System, host: str) -> 
     return Mqueue(rest, settings, system=system, host=host)
 
 
-class Mqueue(Claimable):
+class Mqueue(OnDisk):
     """One queue of the kernel. See Queue for the verbs."""
 
     protocol = "mqueue"
@@ -118,7 +117,7 @@ class Mqueue(Claimable):
         self._mq = self._opened(is_made=self.settings.create)
         self.wait_fd = self._mq.fd
         self.identity = f"/proc/self/fd/{self._mq.fd}"
-        self.beside = MqueueState(self._name, state_dir or self.settings.state_dir, system, host)
+        self.kept_in = self.beside = MqueueState(self._name, state_dir or self.settings.state_dir, system, host)
         self.place = self.beside.path
         self.receive_place = self._receive_place(shared)
         self._consumer: Consumer | None = None
@@ -197,7 +196,7 @@ class Mqueue(Claimable):
         return ReceivePlace(os.path.join(self.beside.path, "receive"), 1, self.system)
 
     def make_places(self) -> None:
-        """Make what lies beside the queue. Raises OSError, QueueRefused."""
+        """See OnDisk.make_places."""
         self.beside.make()
         self.receive_place.make()
 
@@ -551,6 +550,11 @@ class Mqueue(Claimable):
         with self._unavailable("wait at", self.url):
             return bool(self.system.mq_wait(self.kernel_queue(), timeout_s))
 
+    def waiting_count(self) -> int:
+        """See Queue.waiting_count: the kernel counts."""
+        with self._unavailable("count what waits in", self.url):
+            return self.system.mq_attributes(self.kernel_queue()).waiting
+
     def depth(self) -> Depth:
         """See Queue.depth. How old what waits is nobody can say."""
         with self._unavailable("measure", self.place):
@@ -583,27 +587,7 @@ class Mqueue(Claimable):
                     count += 1
         return count
 
-    def pause(self) -> None:
-        """See Queue.pause: PAUSED in the state directory; touch(1) does the same."""
-        with self._unavailable("pause", self.beside.path):
-            self.make_places()
-            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self.system.close(self.system.open(self.beside.paused, flags, self.beside.file_mode))
-
-    def resume(self) -> None:
-        """See Queue.resume."""
-        with self._unavailable("resume", self.beside.path):
-            self.beside.remove(self.beside.paused)
-
-    def is_paused(self) -> bool:
-        """See Queue.is_paused."""
-        with self._unavailable("look into", self.beside.path):
-            return self.beside.is_listed(self.beside.paused)
-
     # ---- errors
-
-    def _unavailable(self, doing: str, path: str) -> Worded:
-        return Worded(self.beside, doing, path)
 
     def _settling(self, doing: str, claim: Claim) -> Worded:
         return Worded(self.beside, doing, claim.name, at_end=lambda: self.settled(claim))

@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING
 from workers.board import Q
 from workers.errors import QueueRefused, QueueUnavailable
 from workers.queues import names
-from workers.queues.base import Cause, Consumer, Depth, Kept
+from workers.queues.base import Consumer, Depth, Kept
 from workers.queues.beside import Counts
+from workers.queues.failures import Failures
 from workers.queues.lease import note_beat
 from workers.queues.meta import Facts, facts_of_death, write_meta
 from workers.queues.mqueue_look import name_of, priority_of
 from workers.queues.owners import Death, OwnersKeeper
 from workers.queues.receive import Receive, Seen
-from workers.queues.spool_look import META
 
 if TYPE_CHECKING:
     from workers.queues.mqueue import Mqueue
@@ -53,7 +53,7 @@ class MqueueKeeper(OwnersKeeper):
     """What one keeper does for one queue and one master."""
 
     def __init__(self, queue: Mqueue, consumer: Consumer) -> None:
-        super().__init__(consumer, queue.receive_place.path, queue.host, queue.system)
+        super().__init__(consumer, queue, queue.receive_place.path)
         self._queue = queue
         self._place = queue.receive_place
         self._beside = queue.beside
@@ -62,7 +62,6 @@ class MqueueKeeper(OwnersKeeper):
         self._free_since: dict[tuple[str, str], int] = {}  # file and owner; CLOCK_BOOTTIME when first seen dead
         self._abandoned_ns = int((queue.settings.stale_after_s or ABANDONED_S) * 1e9)
         self._sweep_at_ns = 0
-        self._named: set[str] = set()
 
     # ---- the round
 
@@ -73,12 +72,12 @@ class MqueueKeeper(OwnersKeeper):
         try:
             self._queue.make_places()
         except OSError as error:
-            raise QueueUnavailable.at("open", error.filename or self._beside.path, error) from error
+            raise self._unavailable("open", self._beside.path, error) from error
         self._look()
         try:
             self._tidy(Kept())
         except OSError as error:  # what one message meets keeps no pool from the others
-            log.warning("%s: %s", self._queue.url, self._worded("keep", error))
+            log.warning("%s: %s", self._queue.url, self._unavailable("keep", self._beside.path, error))
 
     def keep(self) -> Kept:
         """See Keeper.keep."""
@@ -87,12 +86,8 @@ class MqueueKeeper(OwnersKeeper):
         try:
             self._tidy(kept)
         except OSError as error:
-            raise self._worded("keep", error) from error
+            raise self._unavailable("keep", self._beside.path, error) from error
         return kept
-
-    def _worded(self, doing: str, error: OSError) -> QueueUnavailable:
-        """*error* in words that are the same as long as it is, for they are logged when they change."""
-        return QueueUnavailable.at(doing, self._beside.steady(error.filename or self._beside.path), error)
 
     def _look(self) -> None:
         """Whether all is there, and whether it is paused. Raises QueueUnavailable."""
@@ -103,41 +98,32 @@ class MqueueKeeper(OwnersKeeper):
             words[Q.PAUSED] = "PAUSED" in self._beside.names()
             note_beat(words, before_ns, system.boottime_ns(), int(HALF_S * 1e9))
         except OSError as error:
-            raise self._worded("keep", error) from error
+            raise self._unavailable("keep", self._beside.path, error) from error
 
     def _tidy(self, kept: Kept) -> None:
         files = list(self._place.seen())
         held = [seen for seen in files if seen.has_message]
         owners = {seen.owner: owner for seen in held if (owner := names.parse_owner(seen.owner)) is not None}
-        # ORDER: all of these, and then what is due, and nothing is due when one of them fails: it may have moved a
-        # message into deferred/ and not cleared it yet, and sent from there it would be handled twice.
-        # See test_every_call_that_fails_once_leaves_one_message_and_the_next_try_works.
-        self._release_unlisted(owners, kept)
-        self._release_dead_neighbours(owners, kept)
-        self._move_unfollowed(held, kept)
-        failed = self._move_due(kept)
+        failures = Failures()
+        with failures:
+            self._release_unlisted(owners, kept)
+        with failures:
+            self._release_dead_neighbours(owners, kept)
+        with failures:
+            self._move_unfollowed(held, kept)
+        with failures:
+            self._move_due(kept, self._half_moved() if failures.first else frozenset())
         now_ns = self._system.boottime_ns()
         if now_ns >= self._sweep_at_ns:
-            self._sweep(files, kept)
-            self._sweep_at_ns = now_ns + int(SWEEP_S * 1e9)
-        if failed is not None:
-            raise failed
+            with failures:
+                self._sweep(files, kept)
+                self._sweep_at_ns = now_ns + int(SWEEP_S * 1e9)
+        failures.raise_first()
 
     # ---- judgement
 
-    def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
-        """See Keeper.release_owner: judge what it left; the file itself may have its successor already."""
-        kept = Kept()
-        try:
-            released = self._release(Death(owner, cause, note), kept)
-        except OSError as error:
-            raise self._worded("release", error) from error
-        self._words[Q.REAPED_CRASH_LIMIT] += kept.crash_limit
-        if released and cause != "stopped":
-            self._words[Q.REAPED_OWNER_DEAD] += 1
-        return released
-
     def _release(self, death: Death, kept: Kept) -> list[str]:
+        """Judge what it left; the file itself may have its successor already."""
         released = []
         for seen in list(self._place.seen()):
             if not seen.has_message or seen.owner != death.owner or seen.is_judged:
@@ -206,21 +192,18 @@ class MqueueKeeper(OwnersKeeper):
     def _move_unfollowed(self, held: list[Seen], kept: Kept, *, is_last: bool = False) -> None:
         """Have what has lain unlocked for a while go back by way of deferred/; *is_last*: what is judged, at once."""
         now_ns, free = self._system.boottime_ns(), {}
-        failed: OSError | None = None
+        failures = Failures()
         for seen in held:
             key = (seen.path, seen.owner)
             since_ns = free[key] = self._free_since.get(key, now_ns)
             is_due = now_ns - since_ns >= UNFOLLOWED_S * 1e9
             if not (is_due or (is_last and seen.is_judged)):
                 continue
-            try:
+            with failures:
                 if not self._move_locked(seen, kept):
                     free[key] = now_ns  # it is alive, or has a successor
-            except OSError as error:
-                failed = failed or error
         self._free_since = free
-        if failed is not None:
-            raise failed
+        failures.raise_first()
 
     def _move_locked(self, seen: Seen, kept: Kept) -> bool:
         """Judge and defer what is in the file of *seen*; False when somebody else has it. Raises OSError."""
@@ -240,24 +223,32 @@ class MqueueKeeper(OwnersKeeper):
 
     # ---- due
 
-    def _move_due(self, kept: Kept) -> OSError | None:
-        """Send what is due, until the queue is full; the first error that one of them met."""
+    def _half_moved(self) -> frozenset[str]:
+        """What was moved into deferred/ and lies in a receive file yet."""
+        return frozenset(seen.aside.removeprefix("deferred/") for seen in self._place.seen() if seen.has_message)
+
+    def _move_due(self, kept: Kept, half_moved: frozenset[str]) -> None:
+        """Send what is due, until the queue is full; then raises the first OSError that one of them met."""
         now_s = self._system.wall_ns() / 1e9
         until_s = now_s + PATIENCE_S  # all of them together
-        failed: OSError | None = None
+        failures = Failures()
         for file in sorted(self._system.listdir(self._beside.deferred)):
             due = names.parse_due(file)
             if due is None or due[0] > now_s or (priority := priority_of(due[1].name)) is None:
                 continue
+            # ORDER: cleared, then sent. A step before this one may have failed between the move and the clearing, and
+            # sent now it would be handled twice.
+            # See test_every_call_that_fails_once_leaves_one_message_and_the_next_try_works.
+            if file in half_moved:
+                continue
             path = os.path.join(self._beside.deferred, file)
-            try:
-                if not self._is_message(path):
-                    continue
-                if not self._send_again(path, due[1], priority, until_s, kept):
-                    break
-            except OSError as error:  # of this one: it keeps no other from coming back
-                failed = failed or OSError(error.errno, error.strerror, path)
-        return failed
+            with failures:
+                try:
+                    if self._is_message(path) and not self._send_again(path, due[1], priority, until_s, kept):
+                        break
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, path) from error
+        failures.raise_first()
 
     def _is_message(self, path: str) -> bool:
         try:
@@ -265,14 +256,8 @@ class MqueueKeeper(OwnersKeeper):
         except FileNotFoundError:  # the keeper of another pool was first
             return False
         if not is_message:
-            self._name(path, "is no regular file, so no message; remove it")
+            self._say_once(path, "is no regular file, so no message; remove it")
         return is_message
-
-    def _name(self, path: str, what: str) -> None:
-        """Log *what* is with *path*, once."""
-        if path not in self._named:
-            self._named.add(path)
-            log.warning("%s: %s %s", self._queue.url, names.shown(path), what)
 
     def _send_again(self, path: str, mark: names.Marked, priority: int, until_s: float, kept: Kept) -> bool:
         """Send what is in *path*, its counts said before; False when the queue is full until *until_s*."""
@@ -318,33 +303,7 @@ class MqueueKeeper(OwnersKeeper):
         oldest_ns = limit_ns if is_empty else now_ns - int(COUNTS_S_MAX * 1e9)
         for file in system.listdir(self._beside.counts):
             self._remove_older(os.path.join(self._beside.counts, file), oldest_ns, kept)
-        self._prune(kept)
-
-    def _prune(self, kept: Kept) -> None:
-        keep_s = self._queue.settings.keep_errors_s
-        if keep_s is None:
-            return
-        limit_ns = self._system.wall_ns() - int(keep_s * 1e9)
-        files = self._system.listdir(self._beside.errors)
-        known = set(files)
-        for file in files:
-            path = os.path.join(self._beside.errors, file)
-            if file.endswith(META) and file.removesuffix(META) in known:
-                continue  # goes with its message
-            if not self._is_older(path, limit_ns):
-                continue
-            try:
-                self._beside.remove(path)
-            except OSError as error:
-                self._name(path, f"is to be pruned and stays: {error.strerror}")
-                continue
-            self._beside.forget(f"{path}{META}")
-            kept.pruned += 1
-
-    def _remove_older(self, path: str, limit_ns: int, kept: Kept) -> None:
-        if self._is_older(path, limit_ns) and not self._system.is_directory(path):
-            self._beside.remove(path)
-            kept.temporary += 1
+        self._prune(self._beside.errors, self._queue.settings.keep_errors_s, now_ns, kept)
 
     # ---- leaving
 
@@ -354,12 +313,16 @@ class MqueueKeeper(OwnersKeeper):
 
     def leave(self) -> None:
         """See Keeper.leave: nobody of ours takes up anything any more, so what was left goes back now."""
-        kept = Kept()
+        kept, failures = Kept(), Failures()
         try:
             files = list(self._place.seen())
-            self._move_unfollowed([seen for seen in files if seen.has_message], kept, is_last=True)
-            self._move_due(kept)
-            self._sweep([seen for seen in files if not seen.has_message], kept)
+            with failures:
+                self._move_unfollowed([seen for seen in files if seen.has_message], kept, is_last=True)
+            with failures:
+                self._move_due(kept, self._half_moved() if failures.first else frozenset())
+            with failures:
+                self._sweep([seen for seen in files if not seen.has_message], kept)
+            failures.raise_first()
         except (OSError, QueueUnavailable) as error:
             log.warning("%s: what is left stays for the next keeper: %s", self._queue.url, error)
         self._place.remove()

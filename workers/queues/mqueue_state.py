@@ -150,10 +150,6 @@ class MqueueState(Beside):
         """A name in tmp/."""
         return names.unpublished(self._tokens.name(self._host))
 
-    def steady(self, path: str) -> str:
-        """*path* for the text of an error: one in tmp/ is new each time, and would make each error a new one."""
-        return self.tmp if os.path.dirname(path) == self.tmp else path
-
     def is_message(self, path: str) -> bool:
         """Whether *path* is a regular file. Raises OSError, FileNotFoundError among them."""
         return stat.S_ISREG(self.system.lstat(path).st_mode)

@@ -1,13 +1,15 @@
 """
 null - a queue that forgets: put succeeds, nothing is ever there
 
-For measuring, and as the far end of a forward whose result nobody wants.
+For measuring, and as the far end of a forward whose result nobody wants. As the queue of components that need no
+messages it may be claimed from (NoMessages): they have events only.
 """
 
 from __future__ import annotations
 
 from workers.message import Body
-from workers.queues.base import Capability, Depth, Queue, Settings
+from workers.queues.base import Capability, Cause, Claimable, Consumer, Depth, Keeper, Kept, Queue, Settings, Source
+from workers.system import SYSTEM, System
 
 
 class Null(Queue):
@@ -41,3 +43,55 @@ class Null(Queue):
     def depth(self) -> Depth:
         """Nothing, always."""
         return Depth()
+
+    def waiting_count(self) -> int:
+        """None."""
+        return 0
+
+
+class NoMessages(Null, Claimable):
+    """A queue to claim from in which there is never a message."""
+
+    network = None
+    place = identity = "/"  # no directory of its own
+
+    def __init__(self, settings: Settings | None = None, *, system: System = SYSTEM, host: str = "localhost") -> None:
+        super().__init__(settings)
+        self.system = system
+        self.host = host
+
+    def attach(self, consumer: Consumer) -> None:
+        """See Queue.attach: whoever it is, there is nothing for it."""
+
+    def keeper(self, consumer: Consumer) -> Keeper:  # noqa: ARG002 - as in attach()
+        """See Claimable.keeper."""
+        self._keeper = found = NothingToKeep()
+        return found
+
+    def source(self) -> Source:
+        """Never asked: nothing is fed."""
+        raise NotImplementedError
+
+
+class NothingToKeep(Keeper):
+    """The keeper of NoMessages."""
+
+    tick_s = 1.0
+
+    def open(self) -> None:
+        """Nothing to try."""
+
+    def keep(self) -> Kept:
+        """Nothing to do."""
+        return Kept()
+
+    def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:  # noqa: ARG002 - nobody owns anything
+        """Nothing to give back."""
+        return []
+
+    def depth(self, *, is_exact: bool) -> Depth:  # noqa: ARG002 - exact, always
+        """Nothing."""
+        return Depth()
+
+    def leave(self) -> None:
+        """Nothing to take away."""

@@ -22,7 +22,7 @@ import socket
 from workers.errors import QueueRefused
 from workers.queues import names
 from workers.queues.base import Queue, Settings
-from workers.queues.null import Null
+from workers.queues.null import NoMessages, Null
 from workers.queues.spool import Spool
 from workers.system import SYSTEM, System
 
@@ -65,18 +65,22 @@ def open_queue(
     settings: Settings | None = None,
     host: str | None = None,
     system: System = SYSTEM,
+    is_for_events: bool = False,
 ) -> Queue:
     """
     Open the queue at *url*.
 
     *create* makes it where only its parent exists. *consume* makes it ready to claim from (main
-    thread only: it forks a keeper, which ends with this process). Raises QueueMissing,
-    QueueRefused, QueueUnavailable.
+    thread only: it forks a keeper, which ends with this process). *is_for_events*: null: may be
+    claimed from as well, by components that have events only. Raises QueueMissing, QueueRefused,
+    QueueUnavailable.
     """
     chosen = settings or Settings()
     if create:
         chosen = dataclasses.replace(chosen, create=True)
-    queue = _opened(url, chosen, system, host or default_host())
+    host = host or default_host()
+    is_null = is_for_events and split_url(url)[0] == "null"
+    queue = NoMessages(chosen, system=system, host=host) if is_null else _opened(url, chosen, system, host)
     if consume:
         from workers.keeper import attach_alone  # noqa: PLC0415 - only who consumes needs the keeper
 

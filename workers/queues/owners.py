@@ -10,14 +10,20 @@ Keeper only. See also: spool_keep and dirq_keep, SPOOL.md "Who releases what".
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from workers.board import WorkerText
+from workers.board import Q, WorkerText
+from workers.errors import QueueUnavailable
 from workers.queues import names
 from workers.queues.base import Cause, Consumer, Keeper, Kept
-from workers.system import System
+from workers.queues.directory import OnDisk
+from workers.queues.failures import Failures
+from workers.queues.spool_look import META
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +38,36 @@ class Death:
 class OwnersKeeper(Keeper):
     """A keeper that releases what dead owners held. *place* is the directory that holds their names."""
 
-    def __init__(self, consumer: Consumer, place: str, host: str, system: System) -> None:
+    def __init__(self, consumer: Consumer, queue: OnDisk, place: str) -> None:
         self._consumer = consumer
         self._owners_place = place
-        self._system = system
+        self._kept_in = queue.kept_in
+        self._system = system = queue.system
         self._slot = consumer.board.queues[consumer.queue_slot]
-        self._kernel8 = system.kernel8(host)
+        self._kernel8 = system.kernel8(queue.host)
+        self._url = queue.url
         self._unlisted: set[str] = set()
+        self._named: set[str] = set()  # what was spoken of
+
+    def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
+        """See Keeper.release_owner."""
+        kept, words = Kept(), self._slot.words
+        try:
+            released = self._release(Death(owner, cause, note), kept)
+        except OSError as error:
+            raise self._unavailable("release", owner, error) from error
+        words[Q.REAPED_CRASH_LIMIT] += kept.crash_limit
+        if released and cause != "stopped":
+            words[Q.REAPED_OWNER_DEAD] += 1
+        return released
+
+    def _unavailable(self, doing: str, path: str, error: OSError) -> QueueUnavailable:
+        """
+        Word *error*, met while *doing* something at *path*, if it does not know better.
+
+        In words that are the same as long as it is, for they are logged when they change.
+        """
+        return QueueUnavailable.at(doing, self._kept_in.steady(error.filename or path), error)
 
     @abstractmethod
     def _release(self, death: Death, kept: Kept) -> list[str]:
@@ -66,16 +95,17 @@ class OwnersKeeper(Keeper):
         unlisted = mine - listed
         # Only in the second round: the master takes a dead owner off the board first and says why a moment later,
         # and the reason decides whether a crash is counted.
-        failed: OSError | None = None
+        failures = Failures()
         for directory in unlisted & self._unlisted:
-            failed = self._try_release(Death(directory, "unknown", "its worker is gone from the board"), kept) or failed
+            with failures:
+                self._release(Death(directory, "unknown", "its worker is gone from the board"), kept)
+                kept.owner_dead += 1
         self._unlisted = unlisted
-        if failed is not None:
-            raise failed
+        failures.raise_first()
 
     def _release_dead_neighbours(self, owners: dict[str, names.Owner], kept: Kept) -> None:
         """Release what masters and workers had that are gone; then raises the first OSError that one of them met."""
-        failed: OSError | None = None
+        failures = Failures()
         for directory, owner in owners.items():
             if owner.master == self._consumer.master or owner.kernel8 != self._kernel8:
                 continue
@@ -88,20 +118,10 @@ class OwnersKeeper(Keeper):
             if self._system.start_ticks(owner.pid) is None:
                 # The session's number is not used again while a process is left in it, so these are the worker's own.
                 self._system.kill_session(owner.pid)
-            failed = (
-                self._try_release(Death(directory, "unknown", "its master and its worker are gone"), kept) or failed
-            )
-        if failed is not None:
-            raise failed
-
-    def _try_release(self, death: Death, kept: Kept) -> OSError | None:
-        """Release one of several; the error that it met, for the others are released all the same."""
-        try:
-            self._release(death, kept)
-        except OSError as error:
-            return error
-        kept.owner_dead += 1
-        return None
+            with failures:
+                self._release(Death(directory, "unknown", "its master and its worker are gone"), kept)
+                kept.owner_dead += 1
+        failures.raise_first()
 
     def _is_our_users(self, path: str) -> bool:
         # RACE: another keeper of this machine released it since it was listed.
@@ -110,6 +130,49 @@ class OwnersKeeper(Keeper):
             return self._system.lstat(path).st_uid == self._system.geteuid()
         except FileNotFoundError:
             return False
+
+    # ---- what is old
+
+    def _prune(self, place: str, keep_s: float | None, now_ns: int, kept: Kept) -> None:
+        """Remove the messages that have been in *place* for longer than that; None is for ever. Raises OSError."""
+        if keep_s is None:
+            return
+        try:
+            files = self._system.listdir(place)
+        except FileNotFoundError:  # done/ may never have been made
+            return
+        known = set(files)
+        for file in files:
+            path = os.path.join(place, file)
+            if file.endswith(META) and file.removesuffix(META) in known:
+                continue  # goes with its message
+            if not self._is_older(path, now_ns - int(keep_s * 1e9)):
+                continue
+            try:
+                if not self._remove_message(path):
+                    continue
+            except OSError as error:
+                self._say_once(path, f"is to be pruned and stays: {error.strerror}")
+                continue
+            self._kept_in.forget(f"{path}{META}")
+            kept.pruned += 1
+
+    def _remove_message(self, path: str) -> bool:
+        """Remove the message at *path*; False for what is none and stays. Raises OSError."""
+        self._kept_in.remove(path)
+        return True
+
+    def _remove_older(self, path: str, limit_ns: int, kept: Kept) -> None:
+        """Remove the file *path* if it is that old. Raises OSError."""
+        if self._is_older(path, limit_ns) and not self._system.is_directory(path):
+            self._kept_in.remove(path)
+            kept.temporary += 1
+
+    def _say_once(self, path: str, what: str) -> None:
+        """Log *what* is with *path*, if it was not said before."""
+        if path not in self._named:
+            self._named.add(path)
+            log.warning("%s: %s %s", self._url, names.shown(path), what)
 
     def _is_older(self, path: str, limit_ns: int) -> bool:
         try:

@@ -80,6 +80,7 @@ class Seen:
     attempts: int
     crashes: int
     received_ns: int
+    aside: str  # see Receive.aside
     body: bytes
 
     @classmethod
@@ -97,6 +98,7 @@ class Seen:
             bool(state & JUDGED),
             *_counts(state),
             _word(raw, _RECEIVED),
+            _text(raw, ASIDE_AT),
             _body(raw, size, _word(raw, _LENGTH)),
         )
 

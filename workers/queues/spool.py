@@ -27,8 +27,8 @@ from workers.board import Q, W, WorkerText
 from workers.errors import ClaimLost, InputGone, KeeperGone, NotSupported, QueueMissing, QueueUnavailable
 from workers.message import Body, Claim
 from workers.queues import names, spool_look
-from workers.queues.base import Capability, Claimable, Consumer, Depth, Listed, Queue, Settings, Shown, State
-from workers.queues.directory import Directory, Worded
+from workers.queues.base import Capability, Consumer, Depth, Listed, Queue, Settings, Shown, State
+from workers.queues.directory import Directory, OnDisk
 from workers.queues.feed import Reader
 from workers.queues.meta import Facts, facts_of_claim, write_meta
 from workers.queues.scan import Incoming, Scan
@@ -51,7 +51,7 @@ TROUBLES = {
 }
 
 
-class Spool(Claimable):
+class Spool(OnDisk):
     """One spool queue. See Queue for the verbs."""
 
     protocol = "spool"
@@ -63,7 +63,7 @@ class Spool(Claimable):
         self.settings = settings or Settings()
         self.system = system
         self.host = names.check_host(host)
-        self.directory = Directory(path, system)
+        self.kept_in = self.directory = Directory(path, system)
         self.directory.open(self.settings)
         self.url = f"spool:{self.directory.path}"
         self.place, self.identity, self.network = self.directory.path, self.directory.incoming, self.directory.network
@@ -162,7 +162,7 @@ class Spool(Claimable):
                     self._slot.words[W.CONFLICTS] += 1
                     # RACE: we were taken for dead while stopped, and a keeper removed our directory.
                     # See test_a_worker_whose_directory_is_gone_takes_a_fresh_one.
-                    if not is_sure and not self._is_there(self._owner_path):
+                    if not is_sure and not self.directory.is_there(self._owner_path):
                         self._take_owner(lapses)
                     is_sure = True
                     continue
@@ -243,9 +243,6 @@ class Spool(Claimable):
                 continue
             break
         self._owner, self._owner_path, self._lapses = owner, os.path.join(self.directory.pending, owner), lapses
-
-    def _is_there(self, path: str) -> bool:
-        return self.directory.is_there(path)
 
     # ---- settle
 
@@ -347,7 +344,7 @@ class Spool(Claimable):
         if self.directory.move(claim.path, directory, file):
             return
         self._check_gone(claim, directory)
-        if self._is_there(os.path.join(directory, file)):
+        if self.directory.is_there(os.path.join(directory, file)):
             return  # an earlier try of this very settle moved it, and failed after that (an fsync, a full disk)
         if self._was_ours(claim):
             raise InputGone(f"{names.shown(claim.name)} was removed by its handler")
@@ -357,7 +354,7 @@ class Spool(Claimable):
         """Raise OSError unless it is the message that is gone: a lost mount answers ENOENT to everything."""
         if not self.directory.is_same():
             raise OSError(errno.ESTALE, ".pool/id is another one now, or cannot be read", self.directory.path)
-        if self._is_there(claim.path):
+        if self.directory.is_there(claim.path):
             raise OSError(errno.ENOENT, f"it is still there, and {os.path.basename(target)}/ may be gone", claim.path)
 
     def _was_ours(self, claim: Claim) -> bool:
@@ -464,30 +461,6 @@ class Spool(Claimable):
                     self.directory.forget(f"{listed.path}.meta")
                     count += 1
         return count
-
-    def pause(self) -> None:
-        """See Queue.pause: .pool/PAUSED, seen by every host; touch(1) does the same."""
-        with self._unavailable("pause", self.directory.path):
-            path = os.path.join(self.directory.pool, "PAUSED")
-            self.system.close(self.system.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
-
-    def resume(self) -> None:
-        """See Queue.resume."""
-        with self._unavailable("resume", self.directory.path):
-            self.directory.remove(os.path.join(self.directory.pool, "PAUSED"))
-
-    def is_paused(self) -> bool:
-        """See Queue.is_paused."""
-        with self._unavailable("look into", self.directory.pool):
-            return self.directory.is_listed(os.path.join(self.directory.pool, "PAUSED"))
-
-    # ---- errors
-
-    def _unavailable(self, doing: str, path: str) -> Worded:
-        return Worded(self.directory, doing, path)
-
-    def _settling(self, doing: str, claim: Claim) -> Worded:
-        return Worded(self.directory, doing, claim.path, at_end=lambda: self.settled(claim))
 
     def settled(self, claim: Claim) -> None:
         """See Queue.settled. Again does nothing."""

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 from workers.board import Q
 from workers.errors import QueueUnavailable
 from workers.queues import names
-from workers.queues.base import Cause, Consumer, Depth, Kept
+from workers.queues.base import Consumer, Depth, Kept
 from workers.queues.lease import Lease, Looks
 from workers.queues.meta import Facts, facts_of_death
 from workers.queues.owners import Death, OwnersKeeper
-from workers.queues.spool_look import META, Claims, depth
+from workers.queues.spool_look import Claims, depth
 
 if TYPE_CHECKING:
     from workers.queues.spool import Spool
@@ -39,7 +39,7 @@ class SpoolKeeper(OwnersKeeper):
     """What one keeper does for one queue and one master."""
 
     def __init__(self, spool: Spool, consumer: Consumer) -> None:
-        super().__init__(consumer, spool.directory.pending, spool.host, spool.system)
+        super().__init__(consumer, spool, spool.directory.pending)
         self._spool = spool
         self._directory = spool.directory
         self.tick_s = min(1.0, self._directory.times.lease_interval_s / 2)
@@ -86,7 +86,7 @@ class SpoolKeeper(OwnersKeeper):
                 self._swept_ns = now_ns
                 self._sweep(kept)
         except OSError as error:
-            raise QueueUnavailable.at("keep", error.filename or self._directory.path, error) from error
+            raise self._unavailable("keep", self._directory.path, error) from error
         return kept
 
     def depth(self, *, is_exact: bool) -> Depth:
@@ -131,18 +131,6 @@ class SpoolKeeper(OwnersKeeper):
                     self._looks.remove(master)
 
     # ---- releases
-
-    def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
-        """See Keeper.release_owner."""
-        kept = Kept()
-        try:
-            released = self._release(Death(owner, cause, note), kept)
-        except OSError as error:
-            raise QueueUnavailable.at("release", error.filename or owner, error) from error
-        self._slot.words[Q.REAPED_CRASH_LIMIT] += kept.crash_limit
-        if released and cause != "stopped":
-            self._slot.words[Q.REAPED_OWNER_DEAD] += 1
-        return released
 
     def _release(self, death: Death, kept: Kept) -> list[str]:
         if names.parse_owner(death.owner) is None:
@@ -292,29 +280,9 @@ class SpoolKeeper(OwnersKeeper):
             kept.too_old += 1
             log.warning("%s: stale claim %s goes back", self._spool.url, names.shown(mark.name))
 
-    def _listing(self, place: str) -> list[str]:
-        """The names in *place*; none when it was never made, as done/ may be."""
-        try:
-            return self._system.listdir(place)
-        except FileNotFoundError:
-            return []
-
-    def _prune(self, place: str, keep_s: float | None, now_ns: int, kept: Kept) -> None:
-        if keep_s is None:
-            return
-        files = self._listing(place)
-        known = set(files)
-        for file in files:
-            path = os.path.join(place, file)
-            if file.endswith(META) and file.removesuffix(META) in known:
-                continue  # goes with its message
-            if not self._is_older(path, now_ns - int(keep_s * 1e9)):
-                continue
-            if self._system.is_directory(path):
-                continue  # left by a handler; a tree is for a person to look at
-            self._directory.remove(path)
-            self._directory.forget(f"{path}.meta")
-            kept.pruned += 1
+    def _remove_message(self, path: str) -> bool:
+        """See OwnersKeeper._remove_message: a tree that a handler left is for a person to look at."""
+        return not self._system.is_directory(path) and super()._remove_message(path)
 
     # ---- leaving
 
