@@ -26,9 +26,9 @@ from workers.system import SYSTEM
 Clock = Callable[[], float]
 
 
-class QueueEmptyException(OrchestratorError):
+class DescribedError(OrchestratorError):
     """
-    Nothing is scheduled.
+    What is raised by events and components.
 
     Its text is the repr of *description*; *params* are kept as attributes of that name.
     """
@@ -41,6 +41,10 @@ class QueueEmptyException(OrchestratorError):
 
     def __str__(self) -> str:
         return repr(self.description)
+
+
+class QueueEmptyException(DescribedError):
+    """Nothing is scheduled."""
 
 
 def wall_s() -> float:
@@ -140,6 +144,32 @@ class EventQueueManager:
     def count(self) -> int:
         """How many events are scheduled, timed ones included."""
         return len(self._line) + len(self._wall.entries) + len(self._monotonic.entries)
+
+    def forget(self, is_over: Callable[[str, object], bool]) -> int:
+        """Drop each event of which *is_over*, given its name and args, is true; how many."""
+        count = self.count()
+        if any(is_over(event, args) for event, args in self._line):
+            self._line = deque(entry for entry in self._line if not is_over(*entry))
+        for heap in (self._wall, self._monotonic):
+            if any(is_over(event, args) for _, _, event, args in heap.entries):
+                heap.entries = [entry for entry in heap.entries if not is_over(entry[2], entry[3])]
+                heapq.heapify(heap.entries)
+        return count - self.count()
+
+    def waiting(self) -> list[tuple[str, object]]:
+        """The line: events that wait to be handled now, and their args, the next one first."""
+        return list(self._line)
+
+    def timers(self) -> list[tuple[float, str, object]]:
+        """What is scheduled for a time: seconds until then (negative: overdue), event and args, the earliest first."""
+        found = [
+            (time_s - now_s, serial, event, args)
+            for heap in (self._wall, self._monotonic)
+            for now_s in [heap.clock()]
+            for time_s, serial, event, args in heap.entries
+        ]
+        # As in the heaps, the serial decides before args could be compared.
+        return [(wait_s, event, args) for wait_s, _, event, args in sorted(found, key=lambda entry: entry[:2])]
 
     def _next_serial(self) -> int:
         self._serial += 1

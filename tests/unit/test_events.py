@@ -164,3 +164,26 @@ def test_every_order_is_that_of_a_sorted_list(calls):
     assert [events.next()[0] for _ in range(len(due) + len(line))] == due + line
     clock.now_s += 9
     assert drained(events) == later
+
+
+def test_what_is_scheduled_can_be_looked_at_in_the_order_in_which_it_comes(events, wall, monotonic):
+    events.schedule("b", 1)
+    events.schedule_next("a", 2)
+    events.schedule_at(wall.now_s + 5, "timed", {"first": 1})
+    events.schedule_after(5, "timed", {"second": 2})
+    events.schedule_after(-1, "late")
+    assert events.waiting() == [("a", 2), ("b", 1)]
+    assert events.timers() == [(-1, "late", None), (5, "timed", {"first": 1}), (5, "timed", {"second": 2})]
+    assert events.count() == 5
+
+
+def test_what_is_forgotten_does_not_come_and_the_others_come_in_their_order(events, wall, monotonic):
+    for number in range(4):
+        events.schedule("line", number)
+        events.schedule_at(wall.now_s + 9 - number, "wall", number)
+        events.schedule_after(9 - number, "monotonic", number)
+    assert events.forget(lambda _, number: number in (1, 2)) == 6
+    monotonic.now_s += 9
+    wall.now_s += 9
+    assert [events.next()[1] for _ in range(events.count())] == [3, 3, 0, 0, 0, 3]
+    assert events.forget(lambda *_: True) == 0
