@@ -10,6 +10,7 @@ Source: the stateless search of Verisoft (Godefroid 1997), without reduction.
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ def schedules(setup: Callable[[], Sequence[Actor]]) -> Iterator[Run]:
     """
     prefix: list[int] = []
     for _ in range(RUNS_MAX):
-        run = _one(setup(), prefix)
+        run = _one(setup(), _along(prefix))
         yield run
         while run.trail:  # the next one: the last choice that has an option left
             last, options = run.trail.pop(), run.options.pop()
@@ -76,11 +77,21 @@ def schedules(setup: Callable[[], Sequence[Actor]]) -> Iterator[Run]:
     raise AssertionError(f"more than {RUNS_MAX} orders; make the actors smaller")
 
 
-def _one(actors: Sequence[Actor], prefix: list[int]) -> Run:
+def sampled(setup: Callable[[], Sequence[Actor]], runs: int, seed: int) -> Iterator[Run]:
+    """*runs* orders drawn by *seed*, for actors with too many steps to try them all; yields after each."""
+    dice = random.Random(seed)  # noqa: S311 - to be repeated
+    for _ in range(runs):
+        yield _one(setup(), lambda _, alive: dice.choice(alive))
+
+
+def _along(prefix: list[int]) -> Callable[[int, list[int]], int]:
+    return lambda place, alive: prefix[place] if place < len(prefix) else alive[0]
+
+
+def _one(actors: Sequence[Actor], choose: Callable[[int, list[int]], int]) -> Run:
     threads, run = [_Thread(actor) for actor in actors], Run()
     while alive := [number for number, thread in enumerate(threads) if not thread.is_over]:
-        place = len(run.trail)
-        chosen = prefix[place] if place < len(prefix) else alive[0]
+        chosen = choose(len(run.trail), alive)
         run.trail.append(chosen)
         run.options.append(alive)
         threads[chosen].advance()

@@ -3,6 +3,7 @@ python -m workers URL HANDLER - one worker in the foreground, without a master
 
     python -m workers ./queue mypackage.module:handle
     python -m workers ./queue -- sha256sum {path}
+    python -m workers ./queue --component mypackage:Parser --component workers.piper:Commiter
 
 Forks a keeper for the lease, the retries and the reaping, and ends it at exit.
 INT: finish the message in hand, then leave. TERM: the same, for at most
@@ -33,6 +34,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workers", description="One worker in the foreground.")
     parser.add_argument("url", metavar="URL", help="spool:PATH or a bare path")
     parser.add_argument("handler", nargs="?", metavar="HANDLER", help="MODULE:NAME")
+    parser.add_argument(
+        "--component",
+        action="append",
+        default=[],
+        metavar="MODULE:NAME",
+        help="one of a list of event-driven components",
+    )
     parser.add_argument("--create", action="store_true", help="make the queue where its parent exists")
     parser.add_argument("--host", help="this host's name in leases (default: the hostname)")
     parser.add_argument("--shell", action="store_true", help="give COMMAND to /bin/sh")
@@ -46,9 +54,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
         own, command = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
     arguments = parser.parse_args(own)
     arguments.command = command
-    if bool(arguments.handler) == bool(command):
-        parser.error("give either HANDLER (MODULE:NAME) or -- COMMAND...")
+    if [bool(arguments.handler), bool(command), bool(arguments.component)].count(True) != 1:
+        parser.error("give either HANDLER (MODULE:NAME), --component MODULE:NAME or -- COMMAND...")
     return arguments
+
+
+def _handler(arguments: argparse.Namespace) -> Handler:
+    if arguments.component:
+        from workers.piper import Piper, component_of  # noqa: PLC0415 - only who has components needs them
+
+        return Piper([component_of(use, {}) for use in arguments.component])
+    return Command(arguments.command, shell=arguments.shell) if arguments.command else resolve(arguments.handler)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,9 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
     settings = Settings(order=arguments.order, max_attempts=arguments.max_attempts, create=arguments.create)
     try:
-        handler: Handler
-        handler = Command(arguments.command, shell=arguments.shell) if arguments.command else resolve(arguments.handler)
-        queue = open_queue(arguments.url, settings=settings, host=arguments.host)
+        handler = _handler(arguments)
+        is_for_events = bool(arguments.component)
+        queue = open_queue(arguments.url, settings=settings, host=arguments.host, is_for_events=is_for_events)
         consumer = attach_alone(queue)
     except OrchestratorError as error:
         sys.stderr.write(f"workers: {error}\n")

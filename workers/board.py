@@ -172,6 +172,9 @@ class W(IntEnum):
     LAST_SEEN_NS = auto()
     LAST_DONE_MS = auto()  # unix milliseconds
     CHILD_GROUP = auto()  # process group of the program run for the message, 0: none
+    OUTPUT = auto()  # which queue RESERVED is of, see workers.output; 0: none
+    RESERVED = auto()  # messages that may still be handed on to it without another look
+    OUTPUT_FULL = auto()  # 1 while nothing is claimed because the output is full, or away
     PROCESSING = 48  # histogram: one word a bucket, the +Inf bucket, then the sum in ns
     BUSY_NS = 48 + SUM  # of the histogram before: what the handler took in all
     WAITING = 48 + SUM + 1
@@ -247,7 +250,10 @@ class Slot:
 
 
 # What the master zeroes when a worker is dead. The owner goes before the keeper is told of the death.
-PROCESS_WORDS = (W.PID, W.START, W.STATE, W.PROCESS_CLAIMS, W.PROCESS_SETTLED, W.MESSAGE_SINCE_NS, W.CHILD_GROUP)
+PROCESS_WORDS = (
+    W.PID, W.START, W.STATE, W.PROCESS_CLAIMS, W.PROCESS_SETTLED, W.MESSAGE_SINCE_NS, W.CHILD_GROUP,
+    W.RESERVED, W.OUTPUT, W.OUTPUT_FULL,
+)  # fmt: skip
 
 
 class Board:

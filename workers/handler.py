@@ -7,8 +7,12 @@ A handler is ``handle(message) -> Outcome | None``. resolve() finds it by
 The current directory is appended to the import path, never put in front: a file that
 lies there cannot stand in for a module of the standard library.
 
+A handler may also be driven by events (EventDriven): then the worker serves it between messages, and it knows the
+queues around it (Services).
+
 Raises: HandlerError from resolve(). call() lets out what is no failure of the handler:
 KeyboardInterrupt, and whatever else is neither an Exception nor SystemExit.
+Long because: the sentences of what cannot be resolved or returned stand where it is found out.
 See also: worker (settles what call() answers), handlers.command (programs).
 """
 
@@ -25,13 +29,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from workers.errors import HandlerError
 from workers.handlers.command import CommandFailed
 from workers.message import Done, Forward, Message, Outcome, Reject, Retry
 
+if TYPE_CHECKING:
+    from workers.queues.base import Queue
+
 Handler = Callable[[Message], Outcome | None]
+
+CANCELLED = Done()  # this very value: done, and not handed on to the output
 
 FAILURE_BYTES_MAX = 16384
 SUMMARY_SIZE_MAX = 300  # characters
@@ -56,6 +65,59 @@ class Called:
 
 
 DONE = Called(Done(), None, "done")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """
+    What a worker tells a handler that is driven by events.
+
+    Attributes:
+        queue: that it claims from.
+        following: the queue called so, or at that URL, opened. Raises OrchestratorError.
+        output: where what is done goes, "" for nowhere.
+        worker: the worker's index.
+        is_held_up: whether nothing is claimed because the output is full.
+        sleep: for at most so many seconds; being asked to leave ends it.
+        is_leaving: whether the worker was asked to leave.
+    """
+
+    queue: Queue
+    following: Callable[[str], Queue]
+    output: str
+    worker: int
+    is_held_up: Callable[[], bool]
+    sleep: Callable[[float], None]
+    is_leaving: Callable[[], bool]
+
+
+@runtime_checkable
+class EventDriven(Protocol):
+    """A handler that is also called between messages, all in the thread of its worker."""
+
+    def __call__(self, message: Message) -> Outcome:
+        """Handle one message."""
+
+    def open(self, services: Services) -> None:
+        """Begin: once, in the process that claims, before the first claim. Raises HandlerError."""
+
+    def turn(self) -> None:
+        """Do what is due. Before each claim, so quick where nothing is."""
+
+    def wait_s(self) -> float:
+        """Seconds until something is due: 0 for now, infinity for never."""
+
+    def is_busy(self) -> bool:
+        """Whether there is something to do without another message."""
+
+    def is_done(self) -> bool:
+        """Whether nothing more will ever be done: the worker leaves, and is not replaced."""
+
+    def state(self) -> dict[str, object]:
+        """What it is at, as JSON can hold it."""
+
+    def close(self) -> None:
+        """End; the queues are still open."""
 
 
 def resolve(spec: str) -> Handler:

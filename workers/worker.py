@@ -5,6 +5,9 @@ The loop is the only place that catches what a queue raises. A disk that is full
 makes the worker wait, never die; a settle is tried until it succeeds or the worker
 must leave, so nothing that was handled is forgotten for want of space.
 
+What is done is handed on to the output, if there is one, and nothing is claimed while that is full. A handler that is
+driven by events (workers.handler.EventDriven) is served between messages.
+
 TERM asks to leave after the message in hand. A thread beats the slot every second or two
 and ends the process when its master is gone (the kernel's parent-death signal is
 the faster of the two).
@@ -37,11 +40,13 @@ from workers.errors import (
     QueueMissing,
     QueueUnavailable,
 )
-from workers.handler import DONE, Called, Handler, call
+from workers.handler import CANCELLED, DONE, Called, EventDriven, Handler, Services, call
 from workers.handlers.onward import Onward
 from workers.message import Body, Claim, Done, Forward, Message, Reject, Retry
+from workers.output import OutputLimit
 from workers.queues import names
 from workers.queues.base import Claimable, Consumer, Queue
+from workers.queues.null import NoMessages
 from workers.queues.open import open_queue
 from workers.system import SYSTEM, System, allow_late_timers
 
@@ -49,11 +54,12 @@ log = logging.getLogger(__name__)
 
 WAIT_S = 1.0
 TROUBLE_S_MAX = 5.0
-BUSY = int(WorkerState.BUSY)
+IDLE, BUSY = int(WorkerState.IDLE), int(WorkerState.BUSY)
 LATE_S = 0.2  # how much later than a second a beat may come
 REST_S = 2.0  # between two signs of life of a worker with nothing in hand
 MOVED_IN_S = 1.0  # a file older than that may have been moved in, and its name is read for when
 LONG_S = 1.0  # a message held longer is named in the process title
+FULL_S = 10.0  # an output that is full for longer is spoken of
 BARRED_S = 0.5  # a worker that may not claim looks so often whether it may
 
 # A member of an enumeration costs as much to look up as a word to write, and these are written for each message.
@@ -72,10 +78,11 @@ OUTCOME_WORDS = {
 
 
 class Leaving:
-    """Whether this worker was asked to leave; ``fd`` becomes readable then, so a wait ends at once."""
+    """Whether this worker was asked to leave, or to tell its state; ``fd`` is readable then, so a wait ends at once."""
 
     def __init__(self) -> None:
         self.is_asked = False
+        self.is_to_tell = False
         self.fd, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def ask(self, *_: object) -> None:
@@ -84,10 +91,33 @@ class Leaving:
         with contextlib.suppress(BlockingIOError):
             os.write(self._writer, b"x")
 
+    def tell(self, *_: object) -> None:
+        """Ask for the state. May be a signal handler."""
+        self.is_to_tell = True
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writer, b"s")
+
+    def taken(self) -> bool:
+        """Whether the state is asked for: once for all that asked since the last call. Main thread only."""
+        is_told = self.is_to_tell
+        # ORDER: the flag down, then read, then the flag again: a handler may run between any two of these, and what is
+        # in neither the flag nor the pipe afterwards is lost. See test_no_wakeup_is_lost_while_the_state_is_asked_for.
+        while self.is_to_tell:
+            self.is_to_tell = False
+            self._empty()
+        return is_told
+
     def wait(self, timeout_s: float) -> bool:
-        """Wait for being asked; True when it was."""
-        readable_within(self.fd, timeout_s)
+        """Wait for being asked to leave; True when it was. Ends as well when the state is asked for."""
+        if readable_within(self.fd, timeout_s) and not self.is_asked:
+            self._empty()  # or the next wait would end at once, too
         return self.is_asked
+
+    def _empty(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fd, 4096)
+        if self.is_asked:  # the handler of TERM may have run before the read: that byte is to stay
+            self.ask()
 
 
 def readable_within(fd: int, timeout_s: float) -> bool:
@@ -103,6 +133,8 @@ Wait = Callable[[float, int], bool]  # wait(timeout_s, fd): until there may be a
 def polling(queue: Queue, system: System = SYSTEM) -> Wait:
     """Adaptive polling: 1 ms doubling to 100 ms (1 s on a network filesystem) while nothing comes."""
     longest_s = 1.0 if isinstance(queue, Claimable) and queue.network else 0.1
+    if isinstance(queue, NoMessages):
+        longest_s = WAIT_S
     state = {"pause_s": 0.001, "last_ns": 0}
 
     def wait(timeout_s: float, fd: int) -> bool:
@@ -168,6 +200,11 @@ class Worker:
         queues: names of configured queues to their URLs at the start, for Forward(queue=name); the board knows better.
         time_limit_s: the master kills a worker that handles one message for longer; told to the handler as deadline.
         is_until_empty: leave when a scan finds nothing (a worker without a master).
+        output: where what is done is handed on to, a name or a URL; "" for nowhere.
+        output_limit: claim nothing while so many wait there, or where an Onward goes; 0 is no limit.
+        output_wait_s: the longest time between two looks at a full output.
+        is_done: after run(), whether the handler has said that there will never be more to do.
+        save_state: called with the state of a handler that is driven by events when it is asked for, and at the end.
     """
 
     queue: Queue
@@ -180,37 +217,134 @@ class Worker:
     parent: int | None = None
     time_limit_s: float | None = None
     is_until_empty: bool = False
+    output: str = ""
+    output_limit: int = 0
+    output_wait_s: float = 10.0
+    save_state: Callable[[Mapping[str, object]], None] | None = None
     system: System = SYSTEM
+    is_done: bool = False
     _next: dict[str, Queue] = field(default_factory=dict)
     _trouble_s: float = 0.0
+    _driven: EventDriven | None = None  # the handler, where it is one
+    _onward: str = ""  # where all that is done goes: the output, or where an Onward goes
+    _limit: OutputLimit | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.handler, EventDriven):
+            self._driven = self.handler
+        self._onward = self.handler.queue if isinstance(self.handler, Onward) else self.output
+        if self._onward and self.output_limit:
+            consumer = self.consumer
+            self._limit = OutputLimit(
+                consumer.board, consumer.worker_slot, consumer.queue_slot, self.output_limit, self._output_queue,
+                wait_s_max=self.output_wait_s, system=self.system,
+            )  # fmt: skip
 
     def run(self) -> None:
-        """Claim and handle until asked to leave. Returns with nothing in hand."""
+        """Claim and handle until asked to leave, or done. Returns with nothing in hand. Raises HandlerError."""
         slot = self.consumer.board.worker(self.consumer.worker_slot)
         words = slot.words
         self._start_beating(slot)
-        queue, leaving = self.queue, self.leaving
-        is_idle = False
-        words[W.STATE] = WorkerState.IDLE
+        queue, leaving, driven, limit = self.queue, self.leaving, self._driven, self._limit
+        if driven is not None:
+            driven.open(self._services())
+        is_idle, held_s = False, 0.0
+        # Busy when there are events: idle and with nothing waiting, it would look as if all were done.
+        words[STATE] = self._state_at_rest()
         while not leaving.is_asked:
             try:
+                if leaving.is_to_tell and leaving.taken():
+                    self._tell()
+                if driven is not None:
+                    driven.turn()
+                    if driven.is_done():
+                        break
+                if limit is not None and not limit.has_room():
+                    is_idle, held_s = False, self._wait_for_room(limit, held_s)
+                    continue
+                held_s = 0.0
                 claim = queue.claim()
                 if claim is None:
                     if not is_idle:
-                        words[W.STATE], is_idle = WorkerState.IDLE, True
+                        words[STATE], is_idle = self._state_at_rest(), True
+                        if limit is not None:
+                            limit.rest()
                         queue.settle_leftovers()
                         continue  # look again at once: leftovers may have been claims of ours
-                    if self.is_until_empty and self._is_empty():
+                    if driven is not None:
+                        words[STATE] = self._state_at_rest()
+                    if self.is_until_empty and words[STATE] == IDLE and self._is_empty():
                         break
-                    self.wait(WAIT_S, leaving.fd)
+                    self.wait(self._wait_s(WAIT_S), leaving.fd)
                     continue
             except QueueUnavailable as error:
-                self._wait_in_trouble(error)
+                self._wait_in_trouble(error, is_served=True)
                 continue
             is_idle, self._trouble_s = False, 0.0
             self._handle(slot, claim)
+        self.is_done = driven is not None and driven.is_done()  # by itself: closing it does the same
         words[W.STATE] = WorkerState.STOPPING
         self._leave()
+
+    def _wait_s(self, seconds: float) -> float:
+        """At most *seconds*, and no longer than until the handler's next event."""
+        return seconds if self._driven is None else max(min(seconds, self._driven.wait_s()), 0.0)
+
+    # ---- a handler that is driven by events
+
+    def _services(self) -> Services:
+        consumer = self.consumer
+        return Services(
+            queue=self.queue,
+            following=self._following,
+            output=self.output,
+            worker=consumer.index,
+            is_held_up=lambda: consumer.board.worker(consumer.worker_slot).words[W.OUTPUT_FULL] != 0,
+            sleep=self._pause,
+            is_leaving=lambda: self.leaving.is_asked,
+        )
+
+    def _pause(self, seconds: float) -> None:
+        """A handler's wait. Being asked to leave ends it, once: what is in hand may need more of them."""
+        if self.leaving.is_asked:
+            self.system.sleep(seconds)
+        else:
+            self.leaving.wait(seconds)
+
+    def _tell(self) -> None:
+        """Have the handler's state saved, where it has one."""
+        if self._driven is not None and self.save_state is not None:
+            try:
+                self.save_state(self._driven.state())
+            except OrchestratorError as error:
+                log.warning("%s: the state of worker %d: %s", self.queue.url, self.consumer.index, error)
+
+    def _state_at_rest(self) -> int:
+        """What the board says while no message is in hand."""
+        return BUSY if self._driven is not None and self._driven.is_busy() else IDLE
+
+    # ---- the output
+
+    def _output_queue(self) -> Queue:
+        """The output, opened. That it is not there is no fault of a message's. Raises QueueUnavailable."""
+        try:
+            return self._following(self._onward)
+        except QueueUnavailable:
+            raise
+        except OrchestratorError as error:
+            raise QueueUnavailable(f"cannot hand on to {self._onward}: {error}") from error
+
+    def _wait_for_room(self, limit: OutputLimit, held_s: float) -> float:
+        """Wait for another look at the output, which has been full for *held_s*; for how long then."""
+        words = self.consumer.board.worker(self.consumer.worker_slot).words
+        words[STATE] = self._state_at_rest()
+        pause_s = limit.pause_s(held_s)
+        if held_s < FULL_S <= held_s + pause_s:
+            log.warning("%s: nothing is claimed while %d wait in %s", self.queue.url, limit.limit, self._onward)
+        self.leaving.wait(self._wait_s(pause_s))
+        return held_s + pause_s
+
+    # ---- leaving
 
     def _is_empty(self) -> bool:
         words = self.consumer.board.queues[self.consumer.queue_slot].words
@@ -221,16 +355,23 @@ class Worker:
         return depth.waiting == depth.claimed == depth.deferred == 0 and words[Q.DUE_MOVES] == moves
 
     def _leave(self) -> None:
+        if self._driven is not None:
+            self._driven.close()
+            self._tell()
         for queue in self._next.values():
             queue.close()
         self.queue.detach()
 
-    def _wait_in_trouble(self, error: QueueUnavailable | QueueFull) -> bool:
-        """Back off; the sentence is logged when the trouble starts. True when asked to leave."""
+    def _wait_in_trouble(self, error: QueueUnavailable | QueueFull, *, is_served: bool = False) -> bool:
+        """
+        Back off; the sentence is logged when the trouble starts. True when asked to leave.
+
+        *is_served*: the handler's events go on meanwhile.
+        """
         if not self._trouble_s:
             log.warning("%s; waiting until it works again", error)
         self._trouble_s = min(self._trouble_s * 2 or 0.1, TROUBLE_S_MAX)
-        return self.leaving.wait(self._trouble_s)
+        return self.leaving.wait(self._wait_s(self._trouble_s) if is_served else self._trouble_s)
 
     # ---- one message
 
@@ -262,6 +403,8 @@ class Worker:
             words[PROCESS_SETTLED] += 1
             if outcome == "done" or outcome == "forwarded":  # noqa: PLR1714
                 words[LAST_DONE_MS] = system.wall_ns() // 1_000_000
+        if self._limit is not None:
+            self._limit.used()
         words[MESSAGE_SINCE_NS] = 0
 
     def _call(self, claim: Claim, start_ns: int) -> Called:
@@ -279,7 +422,7 @@ class Worker:
         """Settle, however long the disk is full; the outcome that counts, or None when we left before."""
         while True:
             try:
-                if called is DONE:
+                if called is DONE and not self._onward:
                     self.queue.done(claim)
                     outcome = "done"
                 else:
@@ -300,9 +443,11 @@ class Worker:
     def _settle_once(self, claim: Claim, called: Called) -> str:
         queue = self.queue
         match called.outcome:
-            case Done():
+            case Done() if not self.output or called.outcome is CANCELLED:
                 queue.done(claim)
                 return "done"
+            case Done():
+                return self._forward(claim, self.output, None)
             case Retry(after_s):
                 return self._retry(claim, after_s, {"reason": "the handler asked for another attempt"})
             case Reject(reason):
@@ -310,19 +455,24 @@ class Worker:
                 queue.reject(claim, reason, called.meta)
                 return "rejected"
             case Forward(body, target):
-                try:
-                    queue.forward(claim, self._following(target), _bodies(body))
-                except (QueueUnavailable, QueueFull, ClaimLost, InputGone):
-                    raise
-                except OrchestratorError as error:
-                    log.warning("%s: %s cannot be forwarded: %s", queue.url, names.shown(claim.name), error)
-                    return self._retry(claim, None, {"traceback": str(error)})
-                return "forwarded"
+                return self._forward(claim, target, _bodies(body))
             case None:
                 shown = names.shown(claim.name)
                 log.warning("%s: %s failed (attempt %d): %s", queue.url, shown, claim.attempt, called.summary)
                 return self._retry(claim, None, {**called.meta, "traceback": called.failure, "error": called.summary})
         raise AssertionError(called.outcome)
+
+    def _forward(self, claim: Claim, target: str, bodies: list[Body] | None) -> str:
+        try:
+            is_output = bool(target) and target == self.output
+            following = self._output_queue() if is_output else self._following(target)
+            self.queue.forward(claim, following, bodies)
+        except (QueueUnavailable, QueueFull, ClaimLost, InputGone):
+            raise
+        except OrchestratorError as error:
+            log.warning("%s: %s cannot be forwarded: %s", self.queue.url, names.shown(claim.name), error)
+            return self._retry(claim, None, {"traceback": str(error)})
+        return "forwarded"
 
     def _retry(self, claim: Claim, after_s: float | None, meta: dict[str, object]) -> str:
         if self.queue.retry(claim, after_s, meta):
@@ -340,12 +490,12 @@ class Worker:
                 raise HandlerError(f"no queue of this pool is called {target!r}; a path needs a slash (./{target})")
             url = target
         if url not in self._next:
-            self._next[url] = self._opened(url)
+            self._next[url] = self._opened(url, is_onward=target == self._onward)
         return self._next[url]
 
-    def _opened(self, url: str) -> Queue:
+    def _opened(self, url: str, *, is_onward: bool) -> Queue:
         host = getattr(self.queue, "host", None)
-        if not isinstance(self.handler, Onward):
+        if not is_onward:
             return open_queue(url, system=self.system, host=host)
         # It is no fault of a message's that the next queue is away, or that the configuration leads back here.
         try:
@@ -355,7 +505,7 @@ class Worker:
             raise QueueUnavailable(f"cannot forward to {url}: {error}") from error
         if is_own:
             found.close()
-            raise QueueUnavailable(f"forward = {url} is this very queue by another name: name another one")
+            raise QueueUnavailable(f"{url} is this very queue by another name: hand its messages on to another one")
         return found
 
     # ---- signs of life

@@ -13,6 +13,7 @@ class Onward:
     """Hands every message on to *queue*: the name of a configured queue, or a URL."""
 
     def __init__(self, queue: str) -> None:
+        self.queue = queue
         self._outcome = Forward(None, queue)
 
     def __call__(self, _message: Message) -> Forward:

@@ -1,0 +1,72 @@
+"""
+saved - a file of JSON that is always whole: as it was before, or as it is now
+
+save() writes beside the file and renames over it, so that a reader, or the next one
+after a crash, never finds half of it. No fsync: what a power cut may cost is the last
+version of a report, never a message. load() believes nothing: neither that it is a
+file, nor its size, nor that it is JSON.
+
+Raises: SavedError with the path and the reason. Both may block where the directory does.
+See also: orchestrator.runlog and state (what is written), worker (its own state).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from workers.errors import OrchestratorError
+from workers.queues.names import shown
+
+SIZE_MAX = 64 << 20  # bytes; no report is near that
+
+
+class SavedError(OrchestratorError):
+    """The file cannot be written, or is not what it should be."""
+
+
+def save(path: Path, content: Mapping[str, object]) -> None:
+    """Write *content* to *path*, mode 0600, keys sorted; what JSON cannot hold as its repr. Raises SavedError."""
+    data = json.dumps(content, indent=4, sort_keys=True, default=repr).encode() + b"\n"
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)  # of a process that had our number and was killed here
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "wb") as file:
+                file.write(data)
+            os.rename(fresh, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(fresh)
+            raise
+    except OSError as error:
+        raise SavedError(f"cannot write {shown(str(path))}: {error.strerror}") from error
+
+
+def load(path: Path) -> dict[str, object]:
+    """The object that *path* holds. Raises SavedError for whatever else is there."""
+    where = shown(str(path))
+    try:
+        # O_NONBLOCK: a fifo put there must not hold us up.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise SavedError(f"{where} is no file")
+            data = file.read(SIZE_MAX + 1)
+    except OSError as error:
+        raise SavedError(f"cannot read {where}: {error.strerror}") from error
+    if len(data) > SIZE_MAX:
+        raise SavedError(f"{where} is longer than {SIZE_MAX} bytes")
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise SavedError(f"{where} is no JSON, or half of it") from error
+    if not isinstance(found, dict):
+        raise SavedError(f"{where} is no JSON object")
+    return found
