@@ -1,24 +1,22 @@
 """
-config - the configuration in force: file, then environment, then flags
+config - the configuration in force: files, then environment, then flags
 
     load()       reads all three into frozen models, or raises ConfigError with
                  every error at once: file, line, key, what was expected
+    load_with_origins()  the same, and where each value came from
     diff()       what a reload has to do, by queue name
     reference()  every key with type, default and meaning
 
-A variable ORCHESTRATOR_<KEY> overrides that key of [pool] and [metrics], and of
-every [[queue]] but its name, url, command and shell. A flag overrides both. An
-empty variable counts as not set; one that looks like a mistyped key makes a warning,
-no error, because a service manager may set others that begin alike.
+Later wins, key by key. A variable that looks like a mistyped key makes a warning, no
+error, because a service manager may set others that begin alike.
 
-Raises: ConfigError. Reads the one file it is given, touches no queue.
-See also: config_models (the keys), config_draft (what is said of errors),
-config_toml (lines), config_values (units).
+Raises: ConfigError. Reads the files it is given, touches no queue.
+See also: config_models (the keys), config_files (fragments), config_overlay, config_draft (what is said
+of errors), config_rules (what goes together), config_toml (lines), config_values (units).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +24,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from orchestrator.config_draft import PROGRAM_KEYS, TYPES, Draft, checked, unknown_text
+from orchestrator import config_files, config_overlay
+from orchestrator.config_draft import COMMAND_LINE, Draft, Origin, checked, placed
+from orchestrator.config_files import Drafts
 from orchestrator.config_models import (
-    NUMBER,
-    SWITCH,
-    TABLES,
     Config,
+    DaemonConfig,
     Key,
     MetricsConfig,
     PoolConfig,
@@ -39,86 +37,111 @@ from orchestrator.config_models import (
     reference,
     tables,
 )
-from orchestrator.config_toml import ConfigError, Fault, Place, nearest, read_toml
-from orchestrator.config_values import absolute_url, base_name, pool_name, run_directory, shown, url_digits
-from workers.board import QUEUES_MAX, WORKERS_MAX
+from orchestrator.config_overlay import ARGUMENT_KEYS, NO_VARIABLE, flag_of, hands_on, mistyped, overlay, variables
+from orchestrator.config_rules import targets, totals
+from orchestrator.config_toml import ConfigError, Fault, nearest
+from orchestrator.config_values import base_name, pool_name, run_directory, url_digits
 
 __all__ = [
-    "Config", "ConfigError", "Diff", "Fault", "Key", "MetricsConfig", "PoolConfig", "QueueConfig",
-    "diff", "load", "reference", "tables",
+    "NO_VARIABLE", "Config", "ConfigError", "DaemonConfig", "Diff", "Fault", "Key", "MetricsConfig", "PoolConfig",
+    "QueueConfig", "diff", "load", "load_with_origins", "reference", "tables", "unused_daemon_keys",
+    "working_directory",
 ]  # fmt: skip
-
-PREFIX = "ORCHESTRATOR_"
-ENVIRONMENT, COMMAND_LINE = "environment", "command line"
-OWN_KEYS = ("name", "url")  # of one queue: nothing sets them for all
 
 
 def load(
-    path: Path | None,
+    paths: Sequence[Path],
     *,
     flags: Mapping[str, object],
     environment: Mapping[str, str],
     queues: Sequence[str] = (),
     handler: str | None = None,
     command: Sequence[str] | None = None,
+    components: Sequence[str] = (),
     needs_queues: bool = True,
+    directory: str | None = None,
 ) -> Config:
     """
     Read the configuration.
 
     Args:
-        path: the TOML file, or None for none.
+        paths: TOML files, and directories of them; later wins.
         flags: key -> value as its flag gave it, text or typed; None is a flag not given. They hold for every queue.
-        queues: URLs or paths named on the command line, in addition to the file's.
-        handler, command: for the queues of the command line; for those of the file when there are none.
+        queues: URLs or paths named on the command line, in addition to the files'.
+        handler, command, components: for the queues of the command line; for those of the files when there are none.
         needs_queues: False to look at the rest alone.
+        directory: absolute; where relative paths start. None: the current one.
 
-    Raises ConfigError with all errors found. Reads a file, so it may block.
+    Raises ConfigError with all errors found. Reads files, so it may block.
     """
-    pool, metrics, named, faults = _read(path)
-    arguments = [Draft("queue", COMMAND_LINE, f"QUEUE {url}", {"url": url}) for url in queues]
-    drafts = [*named, *arguments]
-    _overlay([pool, metrics, *drafts], _variables(environment), _working_directory())
-    for draft in arguments or drafts:
-        if handler is not None:
-            draft.override("handler", handler, COMMAND_LINE, "--handler")
-        if command is not None:
-            if handler is not None:
-                faults.append(Fault(COMMAND_LINE, None, "--handler", "there is a command too; give one of them"))
-            draft.override("command", list(command), COMMAND_LINE, "COMMAND")
-    assert set(flags) <= set(TYPES), flags  # noqa: S101 - a fault of the caller
-    given = {
-        key: (value, COMMAND_LINE, "--" + key.replace("_", "-")) for key, value in flags.items() if value is not None
-    }
-    program = {key: given.pop(key) for key in PROGRAM_KEYS if key in given}
-    _overlay([pool, metrics, *drafts], given, _working_directory())
-    _overlay(arguments or drafts, program, _working_directory())
-    if needs_queues and not drafts and not faults:
+    return load_with_origins(
+        paths, flags=flags, environment=environment, queues=queues, handler=handler, command=command,
+        components=components, needs_queues=needs_queues, directory=directory,
+    )[0]  # fmt: skip
+
+
+def load_with_origins(
+    paths: Sequence[Path],
+    *,
+    flags: Mapping[str, object],
+    environment: Mapping[str, str],
+    queues: Sequence[str] = (),
+    handler: str | None = None,
+    command: Sequence[str] | None = None,
+    components: Sequence[str] = (),
+    needs_queues: bool = True,
+    directory: str | None = None,
+) -> tuple[Config, Drafts]:
+    """load(), and the drafts that know where each value came from; queues stand in one order in both."""
+    here = directory or working_directory()
+    found = config_files.read(paths, here)
+    given = [_argument(url, here) for url in queues]
+    found.queues += given
+    overlay(found.every(), variables(environment), here)
+    programs = {"handler": handler, "command": command and list(command), "components": list(components) or None}
+    flagged = config_overlay.flags({**flags, **programs})
+    overlay(found.every(), {key: one for key, one in flagged.items() if key not in ARGUMENT_KEYS}, here)
+    overlay(given or found.queues, {key: one for key, one in flagged.items() if key in ARGUMENT_KEYS}, here)
+    if "output_limit" in flagged and not any(map(hands_on, found.queues)):
+        found.faults.append(Fault(COMMAND_LINE, None, "--output-limit", "needs --output: there is nothing to look at"))
+    if len(ways := [flag_of(key) for key, value in programs.items() if value]) > 1:
+        text = f"there is {'a command' if 'COMMAND' in ways else ways[1]} too; give one of them"
+        found.faults.append(Fault(COMMAND_LINE, None, ways[0], text))
+    if needs_queues and not found.queues and not found.faults:
         text = "there is no queue; name one on the command line, or add [[queue]] with url and handler to a file"
-        faults.append(Fault(COMMAND_LINE if path is None else str(path), None, "", text))
-    _name_queues(drafts, _directory(path), faults)
-    made = [checked(draft, QueueConfig, faults) for draft in drafts]
-    first = next((queue for queue in made if queue is not None), None)
-    pool.values.setdefault("name", pool_name(first.url) if first else "pool")
-    pool.values.setdefault("run_dir", str(run_directory(environment, os.geteuid())))
-    checked_pool = checked(pool, PoolConfig, faults)
-    checked_metrics = checked(metrics, MetricsConfig, faults)
+        text = "; ".join([text, *found.warnings])
+        found.faults.append(Fault(str(paths[0]) if paths else COMMAND_LINE, None, "", text))
+    return _checked(found, environment), found
+
+
+def _checked(found: Drafts, environment: Mapping[str, str]) -> Config:
+    faults = found.faults
+    _name_queues(found.queues, faults)
+    made = [_queue(draft, found, faults) for draft in found.queues]
     ready = tuple(queue for queue in made if queue is not None)
-    _check_totals(ready, drafts, faults)
-    if len(ready) == len(drafts):
-        _check_forwards(ready, drafts, faults)
-    if faults or checked_pool is None or checked_metrics is None:
-        # Sorting is stable: the file's errors by line, then what has no line in the order it was found.
-        raise ConfigError.of(sorted(faults, key=lambda fault: (fault.line is None, fault.line or 0)))
-    warnings = tuple(_mistyped(environment))
-    return Config(pool=checked_pool, queues=ready, metrics=checked_metrics, path=path, warnings=warnings)
+    drafted = found.single["pool"]
+    if "name" not in drafted.values:
+        drafted.derive("name", pool_name(ready[0].url) if ready else "pool")
+    drafted.values.setdefault("run_dir", str(run_directory(environment, os.geteuid())))
+    pool = checked(drafted, PoolConfig, faults)
+    metrics = checked(found.single["metrics"], MetricsConfig, faults)
+    daemon = checked(found.single["daemon"], DaemonConfig, faults)
+    faults += totals(ready, found.queues)
+    if len(ready) == len(found.queues):
+        faults += targets(ready, found.queues)
+    if faults or pool is None or metrics is None or daemon is None:
+        # Sorting is stable: each file's errors by line, then what has no line in the order it was found.
+        order = {str(file): index for index, file in enumerate(found.files)}
+        where = [(order.get(one.source, len(order)), one.line is None, one.line or 0) for one in faults]
+        raise ConfigError.of(fault for _, fault in sorted(zip(where, faults, strict=True), key=lambda pair: pair[0]))
+    return Config(
+        pool=pool, queues=ready, metrics=metrics, daemon=daemon, paths=tuple(found.files),
+        warnings=(*found.warnings, *mistyped(environment)),
+    )  # fmt: skip
 
 
-def _directory(path: Path | None) -> str:
-    return _working_directory() if path is None else os.path.dirname(os.path.join(_working_directory(), path))
-
-
-def _working_directory() -> str:
+def working_directory() -> str:
+    """The current directory, for later too: a daemon leaves it. Raises ConfigError when it is gone."""
     try:
         return os.getcwd()
     except OSError as error:
@@ -126,140 +149,58 @@ def _working_directory() -> str:
         raise ConfigError.of([Fault(COMMAND_LINE, None, "", text)]) from error
 
 
-def _read(path: Path | None) -> tuple[Draft, Draft, list[Draft], list[Fault]]:
-    source = COMMAND_LINE if path is None else str(path)
-    raw, lines = ({}, {}) if path is None else read_toml(path)
-    faults: list[Fault] = []
-    single = {kind: Draft(kind, source, f"[{kind}]", lines=_below(lines, (kind,))) for kind in ("pool", "metrics")}
-    queues: list[Draft] = []
-    for kind, value in raw.items():
-        if kind in single:
-            if isinstance(value, dict):
-                single[kind].values.update(value)
-            else:
-                text = f"must be a table, [{kind}] once, not {shown(value)}"
-                faults.append(Fault(source, lines.get((kind,)), kind, text))
-        elif kind == "queue":
-            elements = value if isinstance(value, list) else [value]
-            if isinstance(value, dict):
-                text = "must be written [[queue]], in double brackets, for there may be several"
-                faults.append(Fault(source, lines.get(("queue",)), "[queue]", text))
-            for index, element in enumerate(elements):
-                draft = Draft("queue", source, f"[[queue]] {index + 1}", lines=_below(lines, ("queue", index)))
-                if isinstance(element, dict):
-                    draft.lines = draft.lines or _below(lines, ("queue",))
-                    draft.values.update(element)
-                    queues.append(draft)
-                else:
-                    faults.append(draft.fault((), f"must be a table, [[queue]], not {shown(element)}"))
-        else:
-            text = unknown_text(kind, "table" if isinstance(value, dict | list) else "key", TABLES)
-            faults.append(Fault(source, lines.get((kind,)), kind, text))
-    run_dir = single["pool"].values.get("run_dir")
-    if isinstance(run_dir, str) and run_dir:
-        single["pool"].values["run_dir"] = os.path.join(_directory(path), run_dir)
-    return single["pool"], single["metrics"], queues, faults
+def unused_daemon_keys(config: Config) -> tuple[str, ...]:
+    """A sentence for the log of a pool that is no daemon, when somebody set keys of [daemon]."""
+    keys = [key for key in DaemonConfig.model_fields if key in config.daemon.model_fields_set]
+    return (f"not used without --daemon: {', '.join(f'daemon.{key}' for key in keys)}",) if keys else ()
 
 
-def _below(lines: Mapping[Place, int], prefix: Place) -> dict[Place, int]:
-    size = len(prefix)
-    return {place[size:]: line for place, line in lines.items() if place[:size] == prefix}
+def _argument(url: str, directory: str) -> Draft:
+    label = f"QUEUE {url}"
+    origin = Origin(COMMAND_LINE, None, label)
+    return Draft("queue", label, {"url": placed("url", url, directory)}, {(): origin, ("url",): origin})
 
 
-def _variables(environment: Mapping[str, str]) -> dict[str, tuple[object, str, str]]:
-    found: dict[str, tuple[object, str, str]] = {}
-    for key in TYPES:
-        text = environment.get(PREFIX + key.upper(), "")
-        if text and key not in ("url", "command", "shell"):
-            found[key] = (text, ENVIRONMENT, PREFIX + key.upper())
-    return found
+def _queue(draft: Draft, found: Drafts, faults: list[Fault]) -> QueueConfig | None:
+    name = draft.values.get("name")
+    if "url" in draft.values or len(found.files) < 2 or not isinstance(name, str):
+        return checked(draft, QueueConfig, faults)
+    # It was to change a queue; what a new one lacks would only hide that.
+    near = nearest(name, (str(one.values["name"]) for one in found.queues if "url" in one.values))
+    text = f"is no queue of an earlier file{f'; did you mean {near}?' if near else ''}; a new one needs url"
+    faults.append(draft.fault(("name",), text))
+    return None
 
 
-def _mistyped(environment: Mapping[str, str]) -> Iterable[str]:
-    known = [PREFIX + key.upper() for key in TYPES]
-    for name in sorted(environment):
-        if name.startswith(PREFIX) and name not in known:
-            near = nearest(name.removeprefix(PREFIX), TYPES)
-            if near:
-                yield f"the variable {name} is not used; did you mean {PREFIX}{near.upper()}?"
-
-
-def _overlay(drafts: Iterable[Draft], values: Mapping[str, tuple[object, str, str]], directory: str) -> None:
-    for draft in drafts:
-        for key, (value, source, name) in values.items():
-            if key not in TABLES[draft.kind].model_fields or (draft.kind == "queue" and key in OWN_KEYS):
-                continue
-            typed = _typed(key, value)
-            if key == "run_dir" and typed:
-                typed = os.path.join(directory, str(typed))
-            draft.override(key, typed, source, name)
-
-
-def _typed(key: str, value: object) -> object:
-    """Text of a variable or flag as the type of *key*; what it cannot be stays text, and the model refuses it."""
-    if not isinstance(value, str):
-        return value
-    if TYPES[key] == NUMBER:
-        with contextlib.suppress(ValueError):
-            return int(value)
-    if TYPES[key] == SWITCH:
-        return {"true": True, "yes": True, "on": True, "1": True,
-                "false": False, "no": False, "off": False, "0": False}.get(value.lower(), value)  # fmt: skip
-    return value
-
-
-def _name_queues(drafts: Sequence[Draft], directory: str, faults: list[Fault]) -> None:
-    """Make URLs absolute and give every queue a name; two of one explicit name or URL are refused."""
-    taken: dict[str, str] = {}
-    urls: dict[str, str] = {}
+def _name_queues(drafts: Sequence[Draft], faults: list[Fault]) -> None:
+    """Give every queue a name; two of one explicit name or URL are refused."""
+    names: dict[str, Draft] = {}
+    urls: dict[str, Draft] = {}
     for draft in drafts:
         name, url = draft.values.get("name"), draft.values.get("url")
-        if isinstance(name, str) and taken.setdefault(name, draft.label) != draft.label:
-            faults.append(draft.fault(("name",), f"must be unique; {taken[name]} has that name too"))
-        if isinstance(url, str):
-            with contextlib.suppress(ValueError):
-                url = absolute_url(url, _working_directory() if draft.source == COMMAND_LINE else directory)
-                draft.values["url"] = url
-                if url != "null:" and url in urls:
-                    faults.append(draft.fault(("url",), f"must be unique; {urls[url]} is the same queue"))
-                urls.setdefault(url, draft.label)
-        forward = draft.values.get("forward")
-        if isinstance(forward, str) and ("/" in forward or ":" in forward):
-            with contextlib.suppress(ValueError):  # the model says it again
-                is_here = draft.source == COMMAND_LINE or "forward" in draft.given
-                draft.values["forward"] = absolute_url(forward, _working_directory() if is_here else directory)
+        if isinstance(name, str) and (other := names.setdefault(name, draft)) is not draft:
+            faults.append(draft.fault(("name",), f"must be unique; {_called(other, draft)} has that name too"))
+        if isinstance(url, str) and url != "null:" and (other := urls.setdefault(url, draft)) is not draft:
+            text = f"must be unique; {_called(other, draft)} is the same queue"
+            if draft.source not in (other.source, COMMAND_LINE):
+                text += "; to change that one, give its name"
+            faults.append(draft.fault(("url",), text))
     for draft in drafts:
         if "name" in draft.values:
             continue
         url = str(draft.values.get("url", ""))
         name = base_name(url)
-        if name in taken:
+        if name in names:
             name = f"{name}-{url_digits(url)}"
-        while name in taken:  # null: twice, or an explicit name that looks like ours
+        while name in names:  # null: twice, or an explicit name that looks like ours
             name = f"{name[:62]}_"
-        taken[name] = draft.label
-        draft.values["name"] = name
+        names[name] = draft
+        draft.derive("name", name)
 
 
-def _check_forwards(queues: Sequence[QueueConfig], drafts: Sequence[Draft], faults: list[Fault]) -> None:
-    known = [queue.name for queue in queues]
-    for queue, draft in zip(queues, drafts, strict=False):
-        target = queue.forward
-        if target is not None and ":" not in target and target not in known:
-            near = nearest(target, known)
-            text = f"names no queue of this configuration{f'; did you mean {near}?' if near else ''}"
-            faults.append(draft.fault(("forward",), text))
-
-
-def _check_totals(queues: Sequence[QueueConfig], drafts: Sequence[Draft], faults: list[Fault]) -> None:
-    if len(drafts) > QUEUES_MAX:
-        text = f"a pool has at most {QUEUES_MAX} queues, not {len(drafts)}; run several pools"
-        faults.append(drafts[QUEUES_MAX].fault((), text))
-    total = sum(queue.workers for queue in queues)
-    if total > WORKERS_MAX:
-        text = f"all queues together must have at most {WORKERS_MAX} workers, not {total}; run several pools"
-        most = max(queues, key=lambda queue: queue.workers).name
-        faults.append(next(draft for draft in drafts if draft.values["name"] == most).fault(("workers",), text))
+def _called(draft: Draft, reader: Draft) -> str:
+    """What to call *draft* in a sentence on *reader*: its label, and its file when that is another."""
+    return draft.label if draft.source == reader.source else f"{draft.label} of {draft.source}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +208,7 @@ class Diff:
     """
     What changed from one configuration to another, by queue name.
 
-    *changed* are pairs of old and new. *restart* are keys of [pool] and [metrics] that
+    *changed* are pairs of old and new. *restart* are keys of [pool], [metrics] and [daemon] that
     differ: a running master keeps the old value, and says so.
     """
 
@@ -288,9 +229,13 @@ def diff(old: Config, new: Config) -> Diff:
         removed=tuple(queue for name, queue in before.items() if name not in after),
         changed=tuple((first, second) for first, second in both if first.model_dump() != second.model_dump()),
         same=tuple(second for first, second in both if first.model_dump() == second.model_dump()),
-        restart=(*_differing("pool", old.pool, new.pool), *_differing("metrics", old.metrics, new.metrics)),
+        restart=tuple(
+            f"{table}.{key}"
+            for table in ("pool", "metrics", "daemon")
+            for key in _differing(getattr(old, table), getattr(new, table))
+        ),
     )
 
 
-def _differing(table: str, old: BaseModel, new: BaseModel) -> Iterable[str]:
-    return (f"{table}.{key}" for key in type(old).model_fields if getattr(old, key) != getattr(new, key))
+def _differing(old: BaseModel, new: BaseModel) -> Iterable[str]:
+    return (key for key in type(old).model_fields if getattr(old, key) != getattr(new, key))

@@ -1,33 +1,59 @@
 """
 config_draft - a table of the configuration before it is checked, and what is said of its errors
 
-A draft knows where each value came from: a line of the file, a variable, a flag.
-checked() makes a model of it or adds a Fault for each error, worded for a person.
+A draft knows where each value came from: a line of a file, a variable, a flag. A later
+source overrides an earlier one key by key. checked() makes a model of a draft or adds a
+Fault for each error, worded for a person.
 
 Raises: nothing.
-See also: config (fills the drafts), config_models (the rules).
+See also: config and config_files (fill the drafts), config_models (the rules).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.config_models import COMBINATION, NUMBER, TABLES, WORDS, reference
+from orchestrator.config_models import COMBINATION, COMPONENTS, NUMBER, TABLE, TABLES, WORDS, reference
+from orchestrator.config_rules import WAYS
 from orchestrator.config_toml import Fault, Place, nearest
-from orchestrator.config_values import shown
+from orchestrator.config_values import absolute_url, shown
 
-PROGRAM_KEYS = ("handler", "command", "shell", "forward")
+ENVIRONMENT, COMMAND_LINE, DERIVED, DEFAULT = "environment", "command line", "derived", "default"
+PROGRAM_KEYS = (*WAYS, "shell")
+FREE_TABLES = ("options", "event_map")  # of which a later source changes single keys
 TYPES = {key.key: key.type for key in reference()}
+# Keys whose relative paths start at the directory of the file that they stand in, or at the current one.
+PATH_KEYS = (
+    "run_dir", "runlog_dir", "state_file", "log_file", "chroot_dir", "work_dir", "pid_file", "stdout", "stderr",
+)  # fmt: skip
 
 Model = TypeVar("Model", bound=BaseModel)
 
 # Stands for a required key that is wrong, so that the others can be looked at together.
 _PLACEHOLDERS = {"name": "x", "url": "null:", "run_dir": "/"}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value came from: *name* is what a person calls it there, such as [[queue]] 2 workers, or --workers."""
+
+    source: str
+    line: int | None
+    name: str
+
+    def __str__(self) -> str:
+        if self.source in (DERIVED, DEFAULT):
+            return self.source
+        if self.source in (ENVIRONMENT, COMMAND_LINE):
+            return f"{self.source}: {self.name}"
+        return self.source if self.line is None else f"{self.source}:{self.line}"
 
 
 @dataclass(slots=True)
@@ -37,33 +63,95 @@ class Draft:
 
     Attributes:
         label: what a person calls it, such as [[queue]] 2.
-        lines: of the places in this table; () is its own.
-        given: key -> source and name there, for what did not come from *source*.
+        origins: of the places in this table; () is its own.
     """
 
     kind: str
-    source: str
     label: str
     values: dict[str, object] = field(default_factory=dict)
-    lines: dict[Place, int] = field(default_factory=dict)
-    given: dict[str, tuple[str, str]] = field(default_factory=dict)
+    origins: dict[Place, Origin] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """The file that has this table first, or what else has it."""
+        return self.origins[()].source
 
     def override(self, key: str, value: object, source: str, name: str) -> None:
-        """Set *key*; one way to handle messages unsets the other."""
-        if key in ("handler", "command", "forward"):
-            for other in PROGRAM_KEYS:
-                self.values.pop(other, None)
+        """Set *key*; one way to handle messages unsets the others, and what belongs to them."""
+        self._make_way((key,))
+        self._forget((key,))
         self.values[key] = value
-        self.given[key] = (source, name)
+        self.origins[(key,)] = Origin(source, None, name)
+
+    def derive(self, key: str, value: object) -> None:
+        """Set *key*, which nobody gave, to what follows from other keys."""
+        self.values[key] = value
+        self.origins[(key,)] = Origin(DERIVED, None, key)
+
+    def merge(self, values: Mapping[str, object], source: str, label: str, lines: Mapping[Place, int]) -> None:
+        """
+        Set the keys that stand in the table *label* of the file *source*; *lines* are of its places.
+
+        All of them are one word: two ways to handle messages in it stay two, and are refused.
+        """
+        self._make_way(values)
+        for key, value in values.items():
+            before = self.values.get(key)
+            if key in FREE_TABLES and isinstance(value, dict) and isinstance(before, dict):
+                self.values[key] = before | value
+            else:
+                self._forget((key,))
+                self.values[key] = value
+        self.origins.setdefault((), Origin(source, lines.get(()), label))
+        # Where the lines are not known there is that of the table.
+        for place in [*((key,) for key in values), *(place for place in lines if place and place[0] in values)]:
+            name = f"{label} {place[0]}"
+            self.origins[place] = Origin(source, lines.get(place, lines.get(())), name)
+
+    def origin(self, place: Place) -> Origin:
+        """Where what stands at *place* came from."""
+        return self.origins.get(place) or self.origin(place[:-1]) if place else self.origins[()]
+
+    def origin_of(self, place: Place) -> Origin:
+        """As origin(), and for a key that nobody set "default"."""
+        return self.origin(place) if place[:1] in self.origins else Origin(DEFAULT, None, str(place[0]))
 
     def fault(self, place: Place, text: str) -> Fault:
         """Say *text* of *place* in this table, with the nearest line that is known."""
-        key = str(place[0]) if place else ""
-        if key in self.given:
-            source, name = self.given[key]
-            return Fault(source, None, name, text)
-        line = next((self.lines[place[:n]] for n in range(len(place), -1, -1) if place[:n] in self.lines), None)
-        return Fault(self.source, line, f"{self.label} {key}".strip(), text)
+        found = self.origin(place)
+        if place and found in (self.origins[()], Origin(DERIVED, None, str(place[0]))):
+            own = self.origins[()]
+            return Fault(own.source, own.line, f"{self.label} {place[0]}".strip(), text)
+        return Fault(found.source, found.line, found.name, text)
+
+    def _make_way(self, keys: Iterable[str]) -> None:
+        ways = [key for key in keys if key in WAYS]
+        if not ways:
+            return
+        if "components" not in ways:
+            self._forget(FREE_TABLES)
+        if "forward" in ways:
+            self._forget(("output",))
+        elif "forward" in self.values:
+            self._forget(("output_limit",))
+        self._forget(PROGRAM_KEYS)
+
+    def _forget(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            if self.values.pop(key, None) is not None:
+                self.origins = {place: origin for place, origin in self.origins.items() if place[:1] != (key,)}
+
+
+def placed(key: str, value: object, directory: str) -> object:
+    """*value* with its relative path made absolute at *directory*; what is no path or wrong stays as it is."""
+    if not isinstance(value, str) or not value:
+        return value
+    if key in PATH_KEYS:
+        return os.path.join(directory, value)
+    if key == "url" or (key in ("forward", "output") and ("/" in value or ":" in value)):
+        with contextlib.suppress(ValueError):  # the model says it again
+            return absolute_url(value, directory)
+    return value
 
 
 def unknown_text(word: str, what: str, known: Iterable[str]) -> str:
@@ -95,7 +183,8 @@ def checked(draft: Draft, model: type[Model], faults: list[Fault]) -> Model | No
     try:
         return model.model_validate(draft.values)
     except ValidationError as refused:
-        errors = refused.errors()
+        # A default made of another key is not made when that one is wrong, which is told already.
+        errors = [error for error in refused.errors() if error["type"] != "default_factory_not_called"]
     bad = {str(error["loc"][0]) for error in errors if error["loc"]}
     faults.extend(draft.fault(error["loc"], _worded(error, model)) for error in errors if error["loc"])
     if bad:
@@ -131,9 +220,11 @@ def _worded(error: ErrorDetails, model: type[BaseModel]) -> str:
             text = f"must be at least {error['ctx']['ge']}, not {shown(value)}"
         case "less_than_equal":
             text = f"must be at most {error['ctx']['le']}, not {shown(value)}"
+        case _ if len(error["loc"]) > 1 and TYPES[key] == TABLE:
+            text = f"must be a table of text to text, and {shown(error['loc'][1])} is {shown(value)}"
         case _:
             kind = TYPES[key]
-            text = f"must be {'a ' if kind in (NUMBER, WORDS) else ''}{kind}, not {shown(value)}"
+            text = f"must be {'a ' if kind in (NUMBER, WORDS, COMPONENTS, TABLE) else ''}{kind}, not {shown(value)}"
             near = nearest(value, ("fifo", "any")) if isinstance(value, str) and key == "order" else None
             text += f"; did you mean {near}?" if near else ""
     return text

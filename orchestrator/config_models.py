@@ -12,117 +12,41 @@ See also: config (where values come from), config_values (how they are written).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from orchestrator.config_values import (
-    NAME,
-    QUEUE_NAME,
-    WITHOUT_LEASES,
-    absolute_url,
-    duration_text,
-    host_name,
-    listen_text,
-    parse_duration,
-    parse_listen,
-    shown,
-    usable_cores,
+from orchestrator.config_rules import combinations
+from orchestrator.config_types import (
+    NAME_RULE,
+    AccountOrNone,
+    ComponentsOrNone,
+    Duration,
+    DurationOrNone,
+    FilePath,
+    FilePathOrNone,
+    Listen,
+    OnwardOrNone,
+    Period,
+    PeriodOrNone,
+    SpecOrNone,
+    StateDirOrNone,
+    Text,
+    Umask,
+    Url,
+    matching,
 )
+from orchestrator.config_values import NAME, QUEUE_NAME, host_name, listen_text, usable_cores
 from workers.board import WORKERS_MAX
 from workers.queues.base import Order, Settings
 from workers.queues.names import COUNT_MAX, HOST
 
 DURATION, NUMBER, TEXT, SWITCH, WORDS = "duration", "whole number", "text", "true or false", "list of text"
+COMPONENTS, TABLE = "list of components", "table"
+OUTPUT_LIMIT, LIMIT_MAX = 10_000, 1_000_000_000  # messages
 COMBINATION = "combination"  # type of the error that several keys make together
-
-# What a queue that is made new gets, and what unset keys are compared as.
-LEASE_INTERVAL_S, LEASE_TIMEOUT_S, STALE_AFTER_S = 5.0, 60.0, 600.0
-
-_HANDLER = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*\Z")
-
-
-def _duration(value: object) -> object:
-    return None if value is None else parse_duration(value)
-
-
-def _period(value: object) -> object:
-    if value is not None and parse_duration(value) == 0:
-        raise ValueError(f"must be a duration longer than 0, not {shown(value)}")
-    return _duration(value)
-
-
-def _matching(pattern: re.Pattern[str], expected: str) -> Callable[[object], object]:
-    def check(value: object) -> object:
-        if isinstance(value, str) and not pattern.match(value):
-            raise ValueError(f"must be {expected}, not {shown(value)}")
-        return value
-
-    return check
-
-
-def _handler(value: object) -> object:
-    if isinstance(value, str) and not _HANDLER.match(value):
-        raise ValueError(f'must be MODULE:NAME such as "shop.thumbnails:handle", not {shown(value)}')
-    return value
-
-
-def _text(value: object) -> str:
-    """Any text: pydantic's own check refuses the surrogates that stand for undecodable bytes of a path."""
-    if not isinstance(value, str):
-        raise ValueError(f"must be text, not {shown(value)}")
-    return value
-
-
-def _url(value: object) -> str:
-    return absolute_url(_text(value), None)
-
-
-def _path(value: object) -> object:
-    if isinstance(value, str) and (not value or "\0" in value):
-        raise ValueError(f"must be the path of a directory, not {shown(value)}")
-    return Path(value) if isinstance(value, str) else value
-
-
-def _forward(value: object) -> object:
-    """A queue's name as it is, a URL made absolute: what has a slash or a colon is one."""
-    if not isinstance(value, str):
-        return value
-    if "/" in value or ":" in value:
-        return absolute_url(value, None)
-    if not QUEUE_NAME.match(value):
-        raise ValueError(f"must be the URL of a queue, or the name of one of this configuration, not {shown(value)}")
-    return value
-
-
-def _state_dir(value: object) -> object:
-    if isinstance(value, str) and (not value.startswith("/") or "\0" in value):
-        raise ValueError(f"must be the absolute path of a directory, not {shown(value)}")
-    return value
-
-
-def _listen(value: object) -> object:
-    return value if value is None or isinstance(value, tuple) else parse_listen(value)
-
-
-Duration = Annotated[float, BeforeValidator(_duration)]
-DurationOrNone = Annotated[float | None, BeforeValidator(_duration)]
-Period = Annotated[float, BeforeValidator(_period)]
-PeriodOrNone = Annotated[float | None, BeforeValidator(_period)]
-NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 . _ -"
 
 
 class _Table(BaseModel):
@@ -132,16 +56,16 @@ class _Table(BaseModel):
 class PoolConfig(_Table):
     """[pool]"""
 
-    name: Annotated[str, BeforeValidator(_matching(NAME, NAME_RULE + ", a letter or _ first"))] = Field(
+    name: Annotated[str, BeforeValidator(matching(NAME, NAME_RULE + ", a letter or _ first"))] = Field(
         description="the pool's name: one master of that name runs on a host",
         json_schema_extra={"type": TEXT, "default": "base name of the first queue and six hex digits of its URL"},
     )
-    host: Annotated[str, BeforeValidator(_matching(HOST, NAME_RULE))] = Field(
+    host: Annotated[str, BeforeValidator(matching(HOST, NAME_RULE))] = Field(
         default_factory=host_name,
         description="this host's name in leases and claims; two hosts on one queue must differ",
         json_schema_extra={"type": TEXT, "default": "the hostname"},
     )
-    run_dir: Annotated[Path, BeforeValidator(_path)] = Field(
+    run_dir: FilePath = Field(
         description="directory of the board, the pid file and the control socket, on a local filesystem",
         json_schema_extra={
             "type": TEXT,
@@ -158,27 +82,64 @@ class PoolConfig(_Table):
         description="how long a quick stop leaves for what is in hand before it goes back",
         json_schema_extra={"type": DURATION, "default": "5s"},
     )
+    stats_interval: Duration = Field(
+        300.0,
+        description="how often rates are logged and components get log_statistics; 0s is never",
+        json_schema_extra={"type": DURATION, "default": "5m"},
+    )
+    runlog_dir: FilePath = Field(
+        default_factory=lambda data: _below_run_dir(data, "runlog"),
+        description="directory of the run logs (orchestrator runlog)",
+        json_schema_extra={"type": TEXT, "default": "RUN_DIR/NAME/runlog"},
+    )
+    runlog_interval: Duration = Field(
+        300.0,
+        description="how often the run log is written; 0s is at the end and on USR1 alone",
+        json_schema_extra={"type": DURATION, "default": "5m"},
+    )
+    runlog_keep: int = Field(
+        100,
+        ge=1,
+        le=COUNT_MAX,
+        description="how many run logs are kept, the newest ones",
+        json_schema_extra={"type": NUMBER, "default": "100"},
+    )
+    state_file: FilePath = Field(
+        default_factory=lambda data: _below_run_dir(data, "state"),
+        description="where the state is written on USR2",
+        json_schema_extra={"type": TEXT, "default": "RUN_DIR/NAME/state"},
+    )
+    log_file: FilePathOrNone = Field(
+        None,
+        description="file that the log is appended to; USR1 opens it anew after a rotation",
+        json_schema_extra={"type": TEXT, "default": "none: standard error; of a daemon RUN_DIR/NAME/log"},
+    )
+
+
+def _below_run_dir(data: dict[str, object], name: str) -> Path:
+    # A wrong run_dir or name is told of by itself, and nothing is made below it.
+    return Path(str(data.get("run_dir", "/")), str(data.get("name", "pool")), name)
 
 
 class QueueConfig(_Table):
     """[[queue]], one for each queue"""
 
-    name: Annotated[str, BeforeValidator(_matching(QUEUE_NAME, NAME_RULE + ", a letter, digit or _ first"))] = Field(
+    name: Annotated[str, BeforeValidator(matching(QUEUE_NAME, NAME_RULE + ", a letter, digit or _ first"))] = Field(
         description="the queue's name in metrics, logs and titles",
         json_schema_extra={"type": TEXT, "default": "base name of its path"},
     )
-    url: Annotated[str, PlainValidator(_url)] = Field(
+    url: Url = Field(
         description="where the queue is: a path or a URL; a relative path starts at the file's directory",
         json_schema_extra={"type": TEXT, "default": "required"},
     )
-    handler: Annotated[str | None, BeforeValidator(_handler)] = Field(
+    handler: SpecOrNone = Field(
         None,
-        description="MODULE:NAME, called with each message; one of this, command and forward",
+        description="MODULE:NAME, called with each message; one of this, components, command and forward",
         json_schema_extra={"type": TEXT, "default": "none"},
     )
     preload: bool = Field(
         False,  # noqa: FBT003
-        description="import the handler before the workers are forked; new code then needs a restart of the pool",
+        description="import handler or components before the fork of the workers; new code then needs a restart",
         json_schema_extra={"type": SWITCH, "default": "false"},
     )
     shell: bool = Field(
@@ -186,15 +147,48 @@ class QueueConfig(_Table):
         description="let /bin/sh run command, which is then one text",
         json_schema_extra={"type": SWITCH, "default": "false"},
     )
-    command: tuple[Annotated[str, PlainValidator(_text)], ...] | None = Field(
+    command: tuple[Text, ...] | None = Field(
         None,
         description="program and arguments for each message, with {path} {name} {queue} {attempt} {worker} filled in",
         json_schema_extra={"type": WORDS, "default": "none"},
     )
-    forward: Annotated[str | None, BeforeValidator(_forward)] = Field(
+    forward: OnwardOrNone = Field(
         None,
         description="hand each message on, as it is, to this queue: its URL, or its name in this configuration",
         json_schema_extra={"type": TEXT, "default": "none"},
+    )
+    components: ComponentsOrNone = Field(
+        None,
+        description='event-driven components in the order of their callbacks, each "MODULE:NAME" or '
+        '{ use = "MODULE:NAME", ... } with arguments for its constructor',
+        json_schema_extra={"type": COMPONENTS, "default": "none"},
+    )
+    options: dict[str, object] = Field(
+        default_factory=dict,
+        description="any keys: what daemon.c(KEY) answers to the components",
+        json_schema_extra={"type": TABLE, "default": "empty"},
+    )
+    event_map: dict[str, str] = Field(
+        default_factory=dict,
+        description="events of components that are called otherwise: the usual name = the one to use",
+        json_schema_extra={"type": TABLE, "default": "empty"},
+    )
+    output: OnwardOrNone = Field(
+        None,
+        description="hand what is done on to this queue: its URL, or its name in this configuration; not with forward",
+        json_schema_extra={"type": TEXT, "default": "none"},
+    )
+    output_limit: int | None = Field(
+        None,
+        ge=0,
+        le=LIMIT_MAX,
+        description="claim nothing while so many messages wait in the output, or where forward goes; 0 is no limit",
+        json_schema_extra={"type": NUMBER, "default": f"{OUTPUT_LIMIT} with output, else none"},
+    )
+    output_wait: Period = Field(
+        10.0,
+        description="the longest time between two looks at a full output; they start at 50ms and double",
+        json_schema_extra={"type": DURATION, "default": "10s"},
     )
     workers: int = Field(
         default_factory=usable_cores,
@@ -252,7 +246,7 @@ class QueueConfig(_Table):
         description="age at which foreign claims and abandoned files in tmp/ are reaped",
         json_schema_extra={"type": DURATION, "default": "the queue's own (600s for a new one)"},
     )
-    state_dir: Annotated[str | None, BeforeValidator(_state_dir)] = Field(
+    state_dir: StateDirOrNone = Field(
         None,
         description="where a protocol keeps counts, retries and errors that it has no place for in its queue",
         json_schema_extra={
@@ -294,12 +288,24 @@ class QueueConfig(_Table):
                 raise ValueError("must not hold a NUL character")
         return words
 
+    @model_validator(mode="before")
+    @classmethod
+    def _limited(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("output") is not None:
+            return {"output_limit": OUTPUT_LIMIT} | values
+        return values
+
     @model_validator(mode="after")
     def _together(self) -> QueueConfig:
         found = combinations(self)
         if found:
             raise PydanticCustomError(COMBINATION, "{text}", {"text": "; ".join(f[1] for f in found), "found": found})
         return self
+
+    @property
+    def imports(self) -> tuple[str, ...]:
+        """Every MODULE:NAME that its workers import."""
+        return tuple(one.use for one in self.components or ()) + ((self.handler,) if self.handler else ())
 
     def settings(self) -> Settings:
         """How the queue is to be opened."""
@@ -322,7 +328,7 @@ class QueueConfig(_Table):
 class MetricsConfig(_Table):
     """[metrics]"""
 
-    listen: Annotated[tuple[str, int] | None, BeforeValidator(_listen)] = Field(
+    listen: Listen = Field(
         ("127.0.0.1", 9464),
         description='HOST:PORT of /metrics, /healthz, /readyz and /api/status; "none" serves nothing',
         json_schema_extra={"type": TEXT, "default": "127.0.0.1:9464, or a free port when that is taken"},
@@ -334,15 +340,71 @@ class MetricsConfig(_Table):
         return "listen" not in self.model_fields_set
 
 
+class DaemonConfig(_Table):
+    """[daemon], of run --daemon alone"""
+
+    chroot_dir: FilePathOrNone = Field(
+        None,
+        description="new root directory of the daemon; every other path is then one inside",
+        json_schema_extra={"type": TEXT, "default": "none"},
+    )
+    work_dir: FilePath = Field(
+        Path("/"),
+        description="current directory of the daemon",
+        json_schema_extra={"type": TEXT, "default": "/"},
+    )
+    umask: Umask = Field(
+        "022",
+        description="file mode bits that are not given, as octal text",
+        json_schema_extra={"type": "octal text", "default": "022"},
+    )
+    user: AccountOrNone = Field(
+        None,
+        description="name or number of the user that the daemon becomes, with that user's supplementary groups alone",
+        json_schema_extra={"type": TEXT, "default": "none: who starts it"},
+    )
+    group: AccountOrNone = Field(
+        None,
+        description="name or number of the group that the daemon becomes",
+        json_schema_extra={"type": TEXT, "default": "none: the group of user"},
+    )
+    pid_file: FilePathOrNone = Field(
+        None,
+        description="file for the daemon's process number, beside the pid in the run directory",
+        json_schema_extra={"type": TEXT, "default": "none"},
+    )
+    stdout: FilePath = Field(
+        Path("/dev/null"),
+        description="file that standard output is appended to",
+        json_schema_extra={"type": TEXT, "default": "/dev/null"},
+    )
+    stderr: FilePath = Field(
+        Path("/dev/null"),
+        description="file that standard error is appended to",
+        json_schema_extra={"type": TEXT, "default": "/dev/null"},
+    )
+
+    @property
+    def umask_bits(self) -> int:
+        """The umask as os.umask takes it."""
+        return int(self.umask, 8)
+
+
 class Config(BaseModel):
-    """The whole configuration in force. *warnings* are sentences for the log, no part of what it means."""
+    """
+    The whole configuration in force.
+
+    *paths* are the files that were read, in their order. *warnings* are sentences for the
+    log, no part of what it means.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     pool: PoolConfig
     queues: tuple[QueueConfig, ...]
     metrics: MetricsConfig
-    path: Path | None = None
+    daemon: DaemonConfig
+    paths: tuple[Path, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
@@ -351,63 +413,11 @@ class Config(BaseModel):
         return sum(queue.workers for queue in self.queues)
 
 
-Found = tuple[tuple[str, ...], str]  # the keys that do not go together, the one to change first; and a sentence
-
-
-def combinations(queue: QueueConfig) -> list[Found]:
-    """What is wrong with the keys of one queue taken together."""
-    found: list[Found] = []
-    ways = [key for key in ("handler", "command", "forward") if getattr(queue, key) is not None]
-    found.extend(((key, ways[0]), f"there is a {ways[0]} already; keep one of them") for key in ways[1:])
-    if queue.forward in (queue.url, queue.name):
-        found.append((("forward", "url"), "is this very queue; name another one"))
-    if not ways:
-        found.append(
-            (
-                ("handler", "command", "forward"),
-                'is missing; set handler = "MODULE:NAME", command = ["PROGRAM", ...] or forward = "URL" '
-                "(on the command line: --handler MODULE:NAME, or -- PROGRAM {path})",
-            )
-        )
-    if queue.shell and queue.command is None:
-        found.append((("shell", "command"), "needs command; a handler is never run by a shell"))
-    if queue.shell and queue.command is not None and len(queue.command) != 1:
-        found.append((("command", "shell"), "must be one text when shell is true, so that the quoting is the writer's"))
-    if queue.retry_backoff > queue.retry_backoff_max:
-        most = duration_text(queue.retry_backoff_max)
-        text = f"must not be longer than retry_backoff_max, which is {most}"
-        found.append((("retry_backoff", "retry_backoff_max"), text))
-    return found + _lease_combinations(queue)
-
-
-def _lease_combinations(queue: QueueConfig) -> list[Found]:
-    found: list[Found] = []
-    scheme = queue.url.partition(":")[0]
-    if scheme in WITHOUT_LEASES:
-        none = [key for key in ("lease_interval", "lease_timeout", "keep_done") if getattr(queue, key) is not None]
-        return [((key, "url"), f"{key} is not possible: a {scheme} queue has none") for key in none]
-    interval_s, interval = _or_new(queue.lease_interval, LEASE_INTERVAL_S)
-    timeout_s, timeout = _or_new(queue.lease_timeout, LEASE_TIMEOUT_S)
-    stale_s, stale = _or_new(queue.stale_after, STALE_AFTER_S)
-    if timeout_s < 3 * interval_s:
-        keys = ("lease_timeout", "lease_interval") if queue.lease_timeout else ("lease_interval", "lease_timeout")
-        text = f"lease_timeout ({timeout}) must be three times lease_interval ({interval}) or more; set both"
-        found.append((keys, text))
-    if stale_s <= timeout_s:
-        keys = ("stale_after", "lease_timeout") if queue.stale_after else ("lease_timeout", "stale_after")
-        found.append((keys, f"stale_after ({stale}) must be longer than lease_timeout ({timeout}); set both"))
-    return found
-
-
-def _or_new(value: float | None, default: float) -> tuple[float, str]:
-    """The value to compare, and its words; an unset one is compared as that of a new queue."""
-    return (default, duration_text(default) + ", the default") if value is None else (value, duration_text(value))
-
-
-TABLES: dict[str, type[PoolConfig] | type[QueueConfig] | type[MetricsConfig]] = {
+TABLES: dict[str, type[PoolConfig] | type[QueueConfig] | type[MetricsConfig] | type[DaemonConfig]] = {
     "pool": PoolConfig,
     "queue": QueueConfig,
     "metrics": MetricsConfig,
+    "daemon": DaemonConfig,
 }
 
 
@@ -434,10 +444,15 @@ def reference() -> list[Key]:
 
 def tables(config: Config) -> dict[str, dict[str, object] | list[dict[str, object]]]:
     """*config* as plain values, as JSON and TOML can hold them: durations in seconds, listen as text."""
-    plain = config.model_dump(mode="python", include={"pool", "metrics"})
-    plain["pool"]["run_dir"] = str(config.pool.run_dir)
-    plain["metrics"]["listen"] = listen_text(config.metrics.listen)
-    queues = [queue.model_dump(mode="python") for queue in config.queues]
-    for queue in queues:
-        queue["command"] = None if queue["command"] is None else list(queue["command"])
-    return {"pool": plain["pool"], "queue": queues, "metrics": plain["metrics"]}
+    queues = [_plain(queue) for queue in config.queues]
+    metrics = _plain(config.metrics) | {"listen": listen_text(config.metrics.listen)}
+    return {"pool": _plain(config.pool), "queue": queues, "metrics": metrics, "daemon": _plain(config.daemon)}
+
+
+def _plain(table: BaseModel) -> dict[str, object]:
+    values = table.model_dump(mode="python").items()
+    return {key: list(value) if isinstance(value, tuple) else _text_of(value) for key, value in values}
+
+
+def _text_of(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value

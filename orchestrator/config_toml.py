@@ -67,9 +67,8 @@ class ConfigError(OrchestratorError):
         return cls("\n".join(str(error) for error in unique), unique)
 
 
-def read_toml(path: Path) -> tuple[dict[str, object], dict[Place, int]]:
-    """The tables of the file at *path*, and the line of each place in them. Reads a file, so it may block."""
-    source = str(path)
+def read_toml(path: Path, source: str) -> tuple[dict[str, object], dict[Place, int]]:
+    """The tables of the file at *path*, called *source*, and the line of each place in them. May block, as files do."""
     try:
         with path.open("rb") as file:
             raw = file.read(FILE_SIZE_MAX + 1)

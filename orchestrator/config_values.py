@@ -58,6 +58,18 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def nearest_spec(text: str) -> str | None:
+    """The MODULE:NAME that *text*, which is none, was probably meant to be: a file's path, or dots alone."""
+    module, colon, name = text.partition(":")
+    path = module.removeprefix("./").removesuffix(".py").replace("/", ".").strip(".")
+    if not path or not all(part.isidentifier() for part in path.split(".")):
+        return None
+    package, _, last = path.rpartition(".")
+    if not colon and package and path == module:
+        return f"{package}:{last}"
+    return f"{path}:{name}" if name.isidentifier() else None
+
+
 def parse_duration(value: object) -> float:
     """Seconds, finite and 0 or more, out of "90s", "5m", "2h", "1d", "250ms" or plain seconds."""
     seconds = -1.0

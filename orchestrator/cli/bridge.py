@@ -69,7 +69,7 @@ def bridge(
     own = {"forward": absolute_url(target, os.getcwd()), "create": False}
 
     def read() -> Config:
-        return load(None, flags={**flags, **own}, environment=os.environ, queues=(source,))
+        return load((), flags={**flags, **own}, environment=os.environ, queues=(source,))
 
     console = Console(stderr=True)
     shown = Bar(console) if console.is_terminal and not is_json else Lines("moved")

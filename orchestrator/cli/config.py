@@ -10,22 +10,29 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
+from collections.abc import Iterator, Mapping
+from datetime import date, time
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.config import Config, ConfigError, Key, load, reference, tables
+from orchestrator.cli.options import CommandAfterDashes, ConfigPath, configured
+from orchestrator.config import NO_VARIABLE, Config, ConfigError, Key, load, load_with_origins, reference, tables
+from orchestrator.config_draft import FREE_TABLES, TYPES, Origin
+from orchestrator.config_files import Drafts
+from orchestrator.config_models import DURATION
 from orchestrator.config_values import duration_text
+from workers.queues.names import shown
 
 AFTERWORD = (
-    "ORCHESTRATOR_<KEY> in the environment overrides a key of the file, for every queue (not a queue's name, url,"
-    " command and shell); a flag overrides both."
+    "ORCHESTRATOR_<KEY> in the environment overrides a key of the files, for every queue (not a queue's name, "
+    f"{', '.join(NO_VARIABLE[:-1])} and {NO_VARIABLE[-1]}); a flag overrides both. "
+    "ORCHESTRATOR_CONFIG names the files, separated by colons, where no --config does."
 )
-
-_FILE = click.Path(path_type=Path)
 
 
 def _count(number: int, noun: str) -> str:
@@ -33,21 +40,24 @@ def _count(number: int, noun: str) -> str:
 
 
 @click.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=_FILE)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=ConfigPath())
 def check(files: tuple[Path, ...]) -> None:
     """
-    Check configuration files, as they stand, without the environment.
+    Check configuration files, or directories of fragments, as they stand, without the environment.
 
-    Every error of a file is told at once, with its line.
+    Every error is told at once, with its file and line. Each FILE is looked at alone, the fragments of a
+    directory together; for files that belong together: orchestrator config show --config A --config B.
     """
     is_fine = True
     for path in files:
         try:
-            config = load(path, flags={}, environment={})
+            config = load((path,), flags={}, environment={})
         except ConfigError as error:
             is_fine = False
             click.echo(str(error), err=True)
         else:
+            for warning in config.warnings:
+                click.echo(f"orchestrator: {warning}", err=True)
             queues, workers = _count(len(config.queues), "queue"), _count(config.workers, "worker")
             click.echo(f"{click.format_filename(path)}: fine: {queues}, {workers}")
     if not is_fine:
@@ -59,39 +69,120 @@ def config() -> None:
     """Show the configuration in force, or every key that there is."""
 
 
-@config.command("show")
-@click.option("--config", "path", metavar="FILE", type=_FILE, help="The TOML file; without it the defaults.")
+@config.command("show", cls=CommandAfterDashes)
+@click.argument("queues", nargs=-1, metavar="[QUEUE...] [-- COMMAND...]")
+@configured
+@click.option("--origin", "is_with_origin", is_flag=True, help="Say of each value where it comes from.")
 @click.option("--json", "is_json", is_flag=True, help="One JSON object, times in seconds, instead of TOML.")
-def show(path: Path | None, is_json: bool) -> None:
-    """Print the configuration in force: file, environment and defaults together, as TOML."""
+@click.pass_context
+def show(
+    ctx: click.Context,
+    /,
+    queues: tuple[str, ...],
+    paths: tuple[Path, ...],
+    handler: str | None,
+    components: tuple[str, ...],
+    *,
+    preload: bool,
+    shell: bool,
+    is_with_origin: bool,
+    is_json: bool,
+    **flags: str | None,
+) -> None:
+    """
+    Print the configuration in force: files, environment, flags and defaults together, as TOML.
+
+    It takes what run takes. With --origin each value is followed by its file and line, the variable or
+    the flag, "derived" (a name, from the path of its queue) or "default".
+    """
     try:
-        found = load(path, flags={}, environment=os.environ, needs_queues=False)
+        found, drafts = load_with_origins(
+            paths,
+            flags={**flags, "preload": preload or None, "shell": shell or None},
+            environment=os.environ,
+            queues=queues,
+            handler=handler,
+            command=ctx.meta["command"] or None,
+            components=components,
+            needs_queues=False,
+        )
     except ConfigError as error:
         click.echo(str(error), err=True)
         sys.exit(1)
     for warning in found.warnings:
         click.echo(f"orchestrator: {warning}", err=True)
-    click.echo(json.dumps(tables(found), indent=2) if is_json else as_toml(found), nl=is_json)
+    if not is_json:
+        click.echo(as_toml(found, drafts if is_with_origin else None), nl=False)
+    else:
+        plain = as_origins(found, drafts) if is_with_origin else tables(found)
+        # What TOML has and JSON has not, in options: dates and times.
+        click.echo(json.dumps(plain, indent=2, default=str))
 
 
-def as_toml(found: Config) -> str:
-    """*found* as a file that means the same; what is not set stands there as a comment."""
+def as_toml(found: Config, drafts: Drafts | None = None) -> str:
+    """*found* as a file that means the same; what is not set stands there as a comment. With *drafts*: its origins."""
     lines: list[str] = []
-    for table, content in tables(found).items():
-        rows = content if isinstance(content, list) else [content]
-        for row in rows:
-            lines += ["", _heading(table)]
-            for key, value in row.items():
+    for kind, rows in _rows(found).items():
+        for index, row in enumerate(rows):
+            lines += ["", _heading(kind)]
+            draft = drafts.of(kind, index) if drafts else None
+            for place, value in _leaves(row):
+                key = ".".join(_key(part) for part in place)
                 if value is None:
-                    lines.append(f"# {key} is not set")
-                elif isinstance(value, float):  # durations are the only ones
-                    lines.append(f'{key} = "{duration_text(value)}"')
+                    line = f"# {key} is not set"
+                elif TYPES.get(place[0]) == DURATION and isinstance(value, float):
+                    line = f'{key} = "{duration_text(value)}"'
                 else:
-                    lines.append(f"{key} = {_quoted(value)}")
+                    line = f"{key} = {_quoted(value)}"
+                lines.append(f"{line}  # {_comment(draft.origin_of(place))}" if draft else line)
     return "\n".join(lines[1:]) + "\n"
 
 
+def as_origins(found: Config, drafts: Drafts) -> dict[str, object]:
+    """For each key its value, the source, the line there, and what it is called there; options as options.KEY."""
+
+    def described(kind: str, index: int, row: dict[str, object]) -> dict[str, object]:
+        origins = ((place, value, drafts.of(kind, index).origin_of(place)) for place, value in _leaves(row))
+        return {
+            ".".join(place): {"value": value, "source": one.source, "line": one.line, "name": one.name}
+            for place, value, one in origins
+        }
+
+    plain = {kind: [described(kind, n, row) for n, row in enumerate(rows)] for kind, rows in _rows(found).items()}
+    return {kind: rows if kind == "queue" else rows[0] for kind, rows in plain.items()}
+
+
+def _rows(found: Config) -> dict[str, list[dict[str, object]]]:
+    return {kind: content if isinstance(content, list) else [content] for kind, content in tables(found).items()}
+
+
+def _leaves(row: Mapping[str, object]) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Each key with its value; those of a free table one by one, for each may have come from elsewhere."""
+    for key, value in row.items():
+        if key in FREE_TABLES and isinstance(value, dict) and value:
+            yield from (((key, part), one) for part, one in value.items())
+        else:
+            yield (key,), value
+
+
+def _comment(origin: Origin) -> str:
+    return shown(str(origin))
+
+
+def _key(part: str) -> str:
+    return part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else _quoted(part)
+
+
 def _quoted(value: object) -> str:
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{_key(str(key))} = {_quoted(one)}" for key, one in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    if isinstance(value, list):
+        return f"[{', '.join(_quoted(one) for one in value)}]"
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, float):
+        return repr(value)
     # JSON's texts are TOML's, but for DEL, which TOML wants escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 

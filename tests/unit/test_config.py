@@ -14,7 +14,17 @@ from pydantic import ValidationError
 
 from orchestrator.cli.config import as_markdown, as_toml, check
 from orchestrator.cli.config import config as config_group
-from orchestrator.config import Config, ConfigError, Fault, QueueConfig, diff, load, reference, tables
+from orchestrator.config import (
+    Config,
+    ConfigError,
+    Fault,
+    QueueConfig,
+    diff,
+    load,
+    reference,
+    tables,
+    unused_daemon_keys,
+)
 from orchestrator.config_models import TABLES
 from orchestrator.config_toml import FILE_SIZE_MAX, lines_of, nearest
 from orchestrator.config_values import (
@@ -62,7 +72,7 @@ def read(tmp_path):
     def read_text(text: str | bytes, flags=None, environment=None, **more) -> Config:
         path = tmp_path / "site.toml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return load(path, flags=flags or {}, environment=environment or {}, **more)
+        return load((path,), flags=flags or {}, environment=environment or {}, **more)
 
     return read_text
 
@@ -95,7 +105,7 @@ def test_a_file_becomes_models_with_every_default_filled_in(read, tmp_path):
     assert config.metrics.listen == ("127.0.0.1", 9464)
     assert config.metrics.listen_is_default
     assert config.workers == 6
-    assert config.path == tmp_path / "site.toml"
+    assert config.paths == (tmp_path / "site.toml",)
 
 
 def test_settings_carry_every_key_to_the_queue():
@@ -114,6 +124,8 @@ def test_unset_lease_times_stay_the_queues_own(read):
     settings = read(QUEUE).queues[0].settings()
     assert (settings.lease_interval_s, settings.lease_timeout_s, settings.stale_after_s) == (None, None, None)
 
+
+OTHER = '[[queue]]\nurl = "/r"\n'
 
 # Each text is added below QUEUE, whose three lines come first, or stands alone when it begins with a table.
 ERRORS = {
@@ -181,14 +193,60 @@ ERRORS = {
     ),
     "bad pool name": ('[pool]\nname = "-x"', 5, "[pool] name", "a letter or _ first"),
     "bad host": ('[pool]\nhost = "a/b"', 5, "[pool] host", "1 to 64"),
-    "empty run_dir": ('[pool]\nrun_dir = ""', 5, "[pool] run_dir", "path of a directory"),
+    "empty run_dir": ('[pool]\nrun_dir = ""', 5, "[pool] run_dir", "must be a path"),
     "address without port": ('[metrics]\nlisten = "localhost"', 5, "[metrics] listen", "HOST:PORT"),
     "port out of range": ('[metrics]\nlisten = "localhost:70000"', 5, "[metrics] listen", "0 to 65535"),
     "address without host": ('[metrics]\nlisten = ":9464"', 5, "[metrics] listen", "0.0.0.0:9464"),
     "bare IPv6 address": ('[metrics]\nlisten = "::1:9464"', 5, "[metrics] listen", "in brackets"),
     "unknown table": ("[metric]\nx = 1", 4, "metric", "did you mean metrics?"),
-    "unknown table like none": ("[worker]\n", 4, "worker", "expected one of pool, queue, metrics"),
+    "unknown table like none": ("[worker]\n", 4, "worker", "expected one of pool, queue, metrics, daemon"),
     "list of pools": ("[[pool]]", 4, "pool", "[pool] once"),
+    "components and handler": ('components = ["m:C"]', 4, "[[queue]] 1 components", "keep one of them"),
+    "components as one text": (OTHER + 'components = "m:C"', 6, "[[queue]] 2 components", 'a list such as ["MODULE'),
+    "no component": (OTHER + "components = []", 6, "[[queue]] 2 components", "must name a component"),
+    "component by its file": (
+        OTHER + 'components = [\n"./a/b.py:C"]',
+        7,
+        "[[queue]] 2 components",
+        "did you mean a.b:C?",
+    ),
+    "component with dots alone": (OTHER + 'components = ["a.b.C"]', 6, "[[queue]] 2 components", "did you mean a.b:C?"),
+    "component that is no text": (OTHER + "components = [5]", 6, "[[queue]] 2 components", 'must be "MODULE:NAME", or'),
+    "component without use": (OTHER + "components = [{ x = 1 }]", 6, "[[queue]] 2 components", 'needs use = "MODULE'),
+    "no name of an argument": (
+        OTHER + 'components = [{ use = "m:C", "a b" = 1 }]',
+        6,
+        "[[queue]] 2 components",
+        'has the key "a b", which cannot be the name of an argument',
+    ),
+    "options without components": ("options.x = 1", 4, "[[queue]] 1 options", "needs components"),
+    "options as text": ('options = "x"', 4, "[[queue]] 1 options", "must be a table, not"),
+    "event called by a number": (
+        OTHER + 'components = ["m:C"]\n[queue.event_map]\nstart = 5',
+        8,
+        "[[queue]] 2 event_map",
+        'must be a table of text to text, and "start" is 5',
+    ),
+    "output to itself": ('output = "q"', 4, "[[queue]] 1 output", "is this very queue"),
+    "output to itself by its URL": ('output = "/q"', 4, "[[queue]] 1 output", "is this very queue"),
+    "output to no queue": ('output = "out"', 4, "[[queue]] 1 output", "; for a directory write ./out"),
+    "output and forward": (OTHER + 'forward = "/s"\noutput = "/t"', 7, "[[queue]] 2 output", "goes not together"),
+    "limit without output": ("output_limit = 5", 4, "[[queue]] 1 output_limit", "needs output or forward"),
+    "limit below 0": ('output = "/r"\noutput_limit = -1', 5, "[[queue]] 1 output_limit", "must be at least 0"),
+    "no wait at all": ('output = "/r"\noutput_wait = 0', 5, "[[queue]] 1 output_wait", "longer than 0"),
+    "no run log kept": ("[pool]\nrunlog_keep = 0", 5, "[pool] runlog_keep", "must be at least 1"),
+    "empty log file": ('[pool]\nlog_file = ""', 5, "[pool] log_file", "must be a path"),
+    "umask as a number": ("[daemon]\numask = 22", 5, "[daemon] umask", 'such as "022", in quotes'),
+    "umask that is not octal": (
+        '[daemon]\numask = "089"',
+        5,
+        "[daemon] umask",
+        'octal text of three digits such as "022"',
+    ),
+    "umask beyond the file modes": ('[daemon]\numask = "1022"', 5, "[daemon] umask", "octal text"),
+    "user as a number": ("[daemon]\nuser = 1000", 5, "[daemon] user", 'a number in quotes, as in "1000"'),
+    "group that is a list": ('[daemon]\ngroup = "a:b"', 5, "[daemon] group", "a name or a number"),
+    "list of daemons": ("[[daemon]]", 4, "daemon", "[daemon] once"),
     "syntax": ("workers = four", 4, "", "is no TOML: invalid value; text needs quotes"),
     "key twice": ('url = "/r"', 4, "", "is no TOML: cannot overwrite"),
 }
@@ -229,7 +287,7 @@ def test_a_current_directory_that_is_gone_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(gone)
     gone.rmdir()
     with pytest.raises(ConfigError, match="current directory is gone"):
-        load(None, flags={}, environment={}, queues=["q"], handler="m:h")
+        load((), flags={}, environment={}, queues=["q"], handler="m:h")
 
 
 def test_single_brackets_for_a_queue_are_explained(refused):
@@ -267,12 +325,12 @@ def test_a_file_that_is_no_toml_keeps_its_line(refused, content, line, text):
     assert text in found
 
 
-def test_a_missing_file_and_a_directory_are_sentences(tmp_path):
-    for path, why in ((tmp_path / "none.toml", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(ConfigError, match=why) as caught:
-            load(path, flags={}, environment={})
-        assert str(path) in str(caught.value)
-        assert isinstance(caught.value, OrchestratorError)
+def test_a_missing_file_is_a_sentence(tmp_path):
+    path = tmp_path / "none.toml"
+    with pytest.raises(ConfigError, match="No such file") as caught:
+        load((path,), flags={}, environment={})
+    assert str(path) in str(caught.value)
+    assert isinstance(caught.value, OrchestratorError)
 
 
 def test_a_fault_shows_no_control_characters():
@@ -319,9 +377,18 @@ def test_a_variable_that_looks_mistyped_is_a_warning(read):
     assert config.warnings == ("the variable ORCHESTRATOR_WORKRES is not used; did you mean ORCHESTRATOR_WORKERS?",)
 
 
+def test_a_variable_for_what_no_text_can_say_is_a_warning(read):
+    config = read(
+        GOOD, environment={"ORCHESTRATOR_COMPONENTS": "m:C", "ORCHESTRATOR_CONFIG": "/x", "ORCHESTRATOR_URL": ""}
+    )
+    assert config.warnings == (
+        "the variable ORCHESTRATOR_COMPONENTS is not used: components is set in a file, or on the command line",
+    )
+
+
 def test_a_queue_of_the_command_line_needs_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = load(None, flags={"shell": True}, environment={}, queues=["./in box/"], command=["wc -c | tee log"])
+    config = load((), flags={"shell": True}, environment={}, queues=["./in box/"], command=["wc -c | tee log"])
     (queue,) = config.queues
     assert (queue.url, queue.name) == (f"spool:{tmp_path}/in box", "in_box")
     assert (queue.command, queue.shell) == (("wc -c | tee log",), True)
@@ -342,14 +409,132 @@ def test_handler_and_command_together_on_the_command_line_are_refused(refused):
     assert refused(GOOD, handler="m:h", command=["true"])[0][1] == "--handler"
 
 
+def test_ways_to_handle_messages_on_the_command_line_exclude_each_other(refused):
+    for ways in ({"handler": "m:h"}, {"command": ["true"]}):
+        ((line, _, text),) = refused(GOOD, components=["m:C"], **ways)
+        assert line is None
+        assert "too; give one of them" in text
+
+
+def test_components_are_specs_with_their_arguments_and_survive_being_written(read):
+    written = (
+        'components = ["a:B", { use = "c.d:E", size = 1.5, at = 2020-02-03, words = ["x", { y = true }] }]\n'
+        'event_map = { start = "begin" }\n[queue.options]\nlevel = 3\n"a b" = 1e400\nnested.deep = 1\n'
+    )
+    config = read(OTHER + written)
+    (queue,) = config.queues
+    first, second = queue.components
+    assert (first.use, first.keywords) == ("a:B", {})
+    assert (second.use, second.keywords["size"], second.keywords["words"]) == ("c.d:E", 1.5, ["x", {"y": True}])
+    assert queue.imports == ("a:B", "c.d:E")
+    assert (queue.options["level"], queue.options["nested"], queue.event_map) == (3, {"deep": 1}, {"start": "begin"})
+    assert tables(read(as_toml(config))) == tables(config)
+    again = QueueConfig.model_validate_json(read(OTHER + 'components = ["a:B", { use = "c:D", x = 1 }]').queues[0]
+                                            .model_dump_json())  # fmt: skip
+    assert [(one.use, one.keywords) for one in again.components] == [("a:B", {}), ("c:D", {"x": 1})]
+
+
+def test_another_way_to_handle_messages_takes_what_belongs_to_the_old_one_with_it(read):
+    components = OTHER + 'components = ["m:C"]\noptions.x = 1\nevent_map.start = "begin"\n'
+    (queue,) = read(components, handler="m:h").queues
+    assert (queue.handler, queue.components, queue.options, queue.event_map) == ("m:h", None, {}, {})
+    (queue,) = read(components, components=["m:D"]).queues
+    assert ([one.use for one in queue.components], queue.options) == (["m:D"], {"x": 1})
+    (queue,) = read(OTHER + 'forward = "/s"\noutput_limit = 5', handler="m:h").queues
+    assert (queue.forward, queue.output_limit) == (None, None)
+    (queue,) = read(OTHER + 'handler = "m:h"\noutput = "/s"', flags={"forward": "/t"}).queues
+    assert (queue.handler, queue.output, queue.forward) == (None, None, "spool:/t")
+
+
+def test_an_output_has_a_limit_unless_told_otherwise_and_forward_has_none(read):
+    def limit(text: str) -> int | None:
+        return read(OTHER + text).queues[0].output_limit
+
+    assert limit('handler = "m:h"\noutput = "/s"') == 10_000
+    assert limit('handler = "m:h"\noutput = "/s"\noutput_limit = 0') == 0
+    assert limit('forward = "/s"') is limit('handler = "m:h"') is None
+    assert limit('forward = "/s"\noutput_limit = 7') == 7
+
+
+def test_a_limit_for_all_queues_is_for_those_that_hand_on(read, refused):
+    text = QUEUE + OTHER + 'handler = "m:h"\noutput = "/s"'
+    for said in ({"flags": {"output_limit": "5"}}, {"environment": {"ORCHESTRATOR_OUTPUT_LIMIT": "5"}}):
+        assert [queue.output_limit for queue in read(text, **said).queues] == [None, 5]
+    assert refused(QUEUE, flags={"output_limit": "5"}) == [
+        (None, "--output-limit", "needs --output: there is nothing to look at")
+    ]
+
+
+def ring(*limits: str) -> str:
+    names = "abcdefg"[: len(limits)]
+    return "".join(
+        f'[[queue]]\nurl = "/{name}"\nhandler = "m:h"\noutput = "{onward}"\n{limit}\n'
+        for name, onward, limit in zip(names, names[1:] + names[0], limits, strict=True)
+    )
+
+
+def test_queues_that_wait_for_each_other_in_a_ring_are_refused_once(refused):
+    for size in (2, 3, 5):
+        ((line, key, text),) = refused(ring(*["output_limit = 4"] * size))
+        assert (line, key) == (4, "[[queue]] 1 output")
+        assert f"({' to '.join('abcdefg'[:size])} to a)" in text
+        assert "output_limit = 0" in text
+    assert "leads in a ring" in refused(ring("", "").replace('"b"', '"/b"'))[0][2], (
+        "the default is a limit, a URL a queue"
+    )
+    forward = ring("", "").replace('handler = "m:h"\noutput = "a"', 'forward = "a"\noutput_limit = 1')
+    assert "leads in a ring" in refused(forward)[0][2]
+
+
+def test_a_ring_with_one_queue_that_never_waits_is_allowed_and_so_is_a_line(read):
+    for text in (
+        ring("", "output_limit = 0", ""),
+        ring("", "").replace('handler = "m:h"\noutput = "a"', 'forward = "a"'),
+    ):
+        assert read(text).queues
+    assert read(ring("", "").replace('output = "a"', 'output = "/z"')).queues
+
+
+def test_a_queue_that_loses_its_components_is_changed_and_new_keys_of_the_pool_need_a_restart(read):
+    old = read(OTHER + 'components = ["m:C"]\noptions.x = 1\n')
+    found = diff(old, read(OTHER + 'handler = "m:h"\n'))
+    assert [(one.components is None, two.components is None) for one, two in found.changed] == [(False, True)]
+    assert len(diff(old, read(OTHER + 'components = ["m:C"]\noptions.x = 2\n')).changed) == 1
+    assert diff(old, read(OTHER + 'components = ["m:C"]\noptions.x = 1\n')).same == old.queues
+    new = read(
+        OTHER + 'components = ["m:C"]\noptions.x = 1\n[pool]\nrunlog_keep = 3\nlog_file = "l"\n[daemon]\numask = "077"'
+    )
+    assert diff(old, new).restart == ("pool.runlog_keep", "pool.log_file", "daemon.umask")
+
+
+def test_paths_start_where_they_are_written(read, tmp_path, monkeypatch):
+    text = QUEUE + '[pool]\nlog_file = "log"\nrunlog_dir = "r"\n[daemon]\npid_file = "pid"\nstdout = "../out"\n'
+    config = read(text, flags={"state_file": "state", "output": "./o"}, directory="/there")
+    assert (config.pool.log_file, config.pool.runlog_dir) == (tmp_path / "log", tmp_path / "r")
+    assert (config.daemon.pid_file, config.daemon.stdout) == (tmp_path / "pid", tmp_path / "../out")
+    assert (config.pool.state_file, config.queues[0].output) == (Path("/there/state"), "spool:/there/o")
+
+
+def test_run_logs_and_state_are_below_the_run_directory_unless_told_otherwise(read):
+    pool = read(QUEUE + '[pool]\nname = "site"\nrun_dir = "/r"').pool
+    assert (pool.runlog_dir, pool.state_file, pool.log_file) == (Path("/r/site/runlog"), Path("/r/site/state"), None)
+
+
+def test_what_only_a_daemon_uses_is_said_to_a_pool_that_is_none(read):
+    assert unused_daemon_keys(read(QUEUE)) == ()
+    config = read(QUEUE + '[daemon]\nuser = "nobody"\numask = "027"')
+    assert unused_daemon_keys(config) == ("not used without --daemon: daemon.umask, daemon.user",)
+    assert config.daemon.umask_bits == 0o27
+
+
 def test_a_queue_of_the_command_line_without_handler_is_refused():
     with pytest.raises(ConfigError, match=r"command line: QUEUE /q handler: is missing"):
-        load(None, flags={}, environment={}, queues=["/q"])
+        load((), flags={}, environment={}, queues=["/q"])
 
 
 def test_undecodable_bytes_in_a_path_of_the_command_line_are_kept():
     path = os.fsdecode(b"/spool/\xff\xfe")
-    config = load(None, flags={}, environment={}, queues=[path], command=["grep", os.fsdecode(b"\xff")])
+    config = load((), flags={}, environment={}, queues=[path], command=["grep", os.fsdecode(b"\xff")])
     assert config.queues[0].url == "spool:" + path
     assert config.queues[0].name == "__"
     assert config.queues[0].command == ("grep", os.fsdecode(b"\xff"))
