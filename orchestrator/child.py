@@ -33,6 +33,13 @@ log = logging.getLogger(__name__)
 
 _CONTEXT = get_context("fork")
 
+# Service managers and terminals signal whole groups, but only the master answers; TERM ends a child of any kind
+# that does not say otherwise.
+FOR_THE_MASTER = (
+    signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM,
+    signal.SIGTTIN, signal.SIGTTOU,
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Exit:
@@ -99,7 +106,9 @@ def spawn(
         code = 1
         gc.freeze()  # what came since settle(); the master keeps its own collectable, for it lives long
         try:
-            loop.forget_in_child()
+            # From the first moment on: a group is signalled at any time.
+            # See test_a_signal_to_the_whole_group_reaches_nobody_but_the_master.
+            loop.forget_in_child(FOR_THE_MASTER)
             forget()
             if not outlives:
                 die_with_parent(parent)
@@ -150,9 +159,20 @@ def kill_whole(pid: int) -> None:
 
 
 def ignore(*numbers: signal.Signals) -> None:
-    """Ignore these signals: service managers and terminals signal whole groups, but only the master answers."""
+    """Ignore these signals too, beside those FOR_THE_MASTER."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
+
+
+def pass_over() -> None:
+    """
+    Let the signals FOR_THE_MASTER pass without effect, in a process that starts programs.
+
+    Those start with the defaults: what a process ignores is ignored by its programs too, what it handles is not.
+    """
+    for number in FOR_THE_MASTER:
+        signal.signal(number, lambda *_: None)
+        signal.siginterrupt(number, False)  # noqa: FBT003 - the library's; a call of C that waits goes on
 
 
 def _descriptors() -> set[int]:

@@ -247,9 +247,7 @@ def one(directory: Path, run: Run, *, workers: int, listen: str | None, is_fast:
     """
     flags = {"workers": str(workers), "listen": listen, "run_dir": str(directory / RUN), "name": "demo"}
     # Not the environment's settings: the demo is the same for everybody.
-    config = load(
-        None, flags=flags, environment={}, queues=[str(directory / QUEUE)], handler="orchestrator.demo:handle"
-    )
+    config = load((), flags=flags, environment={}, queues=[str(directory / QUEUE)], handler="orchestrator.demo:handle")
     pause_s = 0.0 if is_fast else min(SECONDS * workers / max(run.total, 1), PAUSE_S_MAX)
     before = os.environ.get(PAUSE)
     # Before the fork, for the workers have the environment that the master has then.

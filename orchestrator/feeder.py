@@ -44,7 +44,7 @@ class Orders:
 
 def feed(orders: Orders) -> int:
     """A feeder: until its master is gone, or kills it."""
-    ignore(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    ignore(signal.SIGTERM)
 
     def is_over() -> bool:
         return os.getppid() != orders.parent

@@ -1,20 +1,28 @@
 """
-logs - one line on stderr for each thing that happened
+logs - one line for each thing that happened, on stderr or appended to a file
 
     text  2026-11-21T02:40:00.123Z INFO  orchestrator.master[4242]: worker 3 of in is ready
     json  {"time": ..., "level": ..., "logger": ..., "process": ..., "message": ..., extra fields}
 
 Times are UTC. What is not printable is escaped, and every line of a traceback is
 indented, so that the name of a message can neither forge a line nor drive a terminal.
-A stderr that cannot be written to is no reason to stop: the line is lost.
+A stderr or a file that cannot be written to is no reason to stop: the line is lost.
+
+All processes of a pool append to one file, a line by one write(2), so lines stay whole.
+Each looks before a line whether the file has been renamed or removed, and opens it anew:
+rotation needs no signal. Where that fails, lines go on into the file that is open.
+
+Source: write(2) and O_APPEND; logging.handlers.WatchedFileHandler for the look.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TextIO
 
 from workers.queues.names import shown
@@ -32,13 +40,25 @@ def setup(level: str = "info", format: str = "text", stream: TextIO | None = Non
     """
     if level not in LEVELS or format not in FORMATS:
         raise ValueError(f"log level {level!r} or format {format!r} is none of {LEVELS} and {FORMATS}")
-    handler = _Handler(stream)
-    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
-    root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-    root.addHandler(handler)
-    root.setLevel(level.upper())
+    logging.getLogger().setLevel(level.upper())
+    _use(_Handler(stream), JsonFormatter() if format == "json" else TextFormatter())
+
+
+def append_to(file: LogFile) -> None:
+    """Log to *file* from now on, in the format that was set up."""
+    _use(file, logging.getLogger().handlers[0].formatter)
+
+
+def _use(handler: logging.Handler, formatter: logging.Formatter | None) -> None:
+    handler.setFormatter(formatter)
+    logging.getLogger().handlers[:] = [handler]
+
+
+def reopen() -> None:
+    """Open the log's file anew, as after a rotation that a look cannot see. Nothing where the log has no file."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogFile):
+            handler.reopen()
 
 
 def escaped(text: str) -> str:
@@ -86,6 +106,60 @@ class _Handler(logging.StreamHandler[TextIO]):
         """Lose the line when it cannot be written: a traceback on the same broken stderr helps nobody."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)  # a fault in the call that logs
+
+
+class LogFile(logging.Handler):
+    """A file that lines are appended to; made where it is missing. Raises OSError when it cannot be opened at first."""
+
+    def __init__(self, path: Path, fd: int | None = None) -> None:
+        """*fd*: the file, opened by somebody with more rights than this process will have."""
+        super().__init__()
+        self.path = path
+        self.fd = open_log(path) if fd is None else fd
+        self._is_torn = False
+
+    def fileno(self) -> int:
+        """The descriptor, which stays the same when the file is opened anew."""
+        return self.fd
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append one line; what the disk does not take of it is lost."""
+        try:
+            line = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
+            if self._has_moved():
+                self.reopen()
+            if self._is_torn:
+                line = b"\n" + line
+            self._is_torn = os.write(self.fd, line) != len(line)
+        except OSError:
+            pass  # a full disk loses lines, never the pool
+        except Exception:  # noqa: BLE001 - a fault in the call that logs, shown as logging shows it
+            self.handleError(record)
+
+    def reopen(self) -> None:
+        """Open the file of this name anew; stay with the old one where that is not possible."""
+        try:
+            fd = open_log(self.path)
+        except OSError:
+            return
+        self.acquire()
+        try:
+            os.dup2(fd, self.fd, inheritable=False)
+        finally:
+            self.release()
+            os.close(fd)
+
+    def _has_moved(self) -> bool:
+        try:
+            return not os.path.samestat(os.stat(self.path), os.fstat(self.fd))
+        except OSError:
+            return True
+
+
+def open_log(path: Path, flags: int = 0) -> int:
+    """Open *path* to append to. O_NONBLOCK: a fifo that nobody reads refuses, and does not hold us up."""
+    everyday = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    return os.open(path, everyday | flags, 0o644)
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -25,7 +25,7 @@ import math
 import os
 import selectors
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import FrameType
 from typing import TypeVar
 
@@ -216,16 +216,17 @@ class Loop:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def forget_in_child(self) -> None:
+    def forget_in_child(self, ignored: Collection[signal.Signals] = ()) -> None:
         """
         Let go of the parent's loop: first thing in a forked child, which has no use for the loop afterwards.
 
-        Signals are back at their defaults and no longer held; one that came meanwhile has that effect now.
+        Signals are back at their defaults, or *ignored*, and no longer held; one that came meanwhile has that
+        effect now.
         """
         if self._wakeup_fd_before is not None:
             signal.set_wakeup_fd(-1)
         for number in self._handlers_before:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
         held = tuple(self._signals)
         self._forget()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, held)

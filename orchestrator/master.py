@@ -14,30 +14,31 @@ See also: ARCHITECTURE.md (the flows), running (one queue), roles (the children)
 
 from __future__ import annotations
 
-import contextlib
-import json
+import dataclasses
 import logging
 import os
 import resource
 import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import setproctitle
 
-from orchestrator import child, exporter, feeder, roles, running
-from orchestrator.child import Child, Exit
+from orchestrator import child, exporter, logs, roles, running, state
+from orchestrator.child import Exit
 from orchestrator.config import Config, ConfigError, QueueConfig, diff
 from orchestrator.control import ControlServer
 from orchestrator.loop import Loop
 from orchestrator.pool import Cause, Kill, Pool, Spawn, Term
 from orchestrator.preload import imported, preload
+from orchestrator.reports import RUNLOG, STATE, Reports
 from orchestrator.rundir import RunDir
+from orchestrator.runlog import RunLog
 from orchestrator.running import RunningQueue
+from orchestrator.services import Services
 from workers.board import Board, Header, HeaderText, MasterState, Q, QueueText
 from workers.errors import OrchestratorError
 from workers.queues import names
@@ -54,7 +55,12 @@ SIGNALS = {
     signal.SIGHUP: "reload",  # read the configuration again; a bad one is logged, the old one stays
     signal.SIGTTIN: "more",  # one worker more for each queue
     signal.SIGTTOU: "fewer",  # one worker less for each queue
+    signal.SIGUSR1: "runlog",  # write the run log now; open the log file anew
+    signal.SIGUSR2: "state",  # write the state file
+    signal.SIGALRM: "look",  # look at everything at once, not at the next tick
 }
+# What would end or stop a master that has not read its configuration yet.
+EARLY = tuple(SIGNALS.keys() - {signal.SIGINT, signal.SIGTERM, signal.SIGQUIT})
 TICK_S = 0.1
 KEEPER_GRACE_S = 25.0
 INTERRUPTS_MAX = 3
@@ -78,31 +84,28 @@ class Master:
         reload: reads the configuration again; raises ConfigError.
         is_until_empty: end when nothing waits, is claimed or deferred: 0, or 4 when messages went to errors/.
         on_tick: called ten times a second with the master (a progress bar, the demo).
+        on_ready: called once, when every queue is open and has had a worker at its first look for a message (or
+            needs none, for it is drained already). A pool that is given one and cannot become ready ends with 1.
     """
 
     config: Config
     reload: Callable[[], Config]
     is_until_empty: bool = False
     on_tick: Callable[[Master], None] | None = None
+    on_ready: Callable[[], None] | None = None
     loop: Loop = field(init=False)
     board: Board = field(init=False)
     queues: dict[str, RunningQueue] = field(default_factory=dict)
     address: str | None = None
+    services: Services = field(init=False)
+    reports: Reports = field(init=False)
     _run_dir: RunDir = field(init=False)
     _name: str = ""
     _listener: socket.socket | None = None
     _control: ControlServer | None = None
-    _keeper: Child | None = None
-    _keeper_s: float = 0.0
-    _orders: int = -1
-    _reports: int = -1
-    _rest: bytes = b""
-    _unsent: bytearray = field(default_factory=bytearray)
-    _released: deque[tuple[str, dict[str, str]]] = field(default_factory=lambda: deque(maxlen=256))
-    _exporter: Child | None = None
-    _exporter_s: float = 0.0
-    _ended: list[Child] = field(default_factory=list)  # feeders that were killed and not collected yet
+    _runlog: RunLog = field(init=False)
     _interrupts: int = 0
+    _is_hurried: bool = False
     _stopping_s: float | None = None
     _code: int = EXIT_FINE
     _pass: Pass | None = None
@@ -112,23 +115,42 @@ class Master:
 
     # ---- life
 
+    def __post_init__(self) -> None:
+        pool = self.config.pool
+        self._runlog = RunLog(pool.name, pool.runlog_dir, pool.runlog_keep)
+
     def run(self) -> int:
         """Acquire the name, serve until asked to end or empty; the exit code. Raises OrchestratorError at the start."""
         names.check_host(self.config.pool.host)
-        self._run_dir = RunDir.acquire(Path(self.config.pool.run_dir), self.config.pool.name)
+        pool = self.config.pool
+        self._runlog.mark("setup", "start")
+        # They stay for the loop: with the name taken anybody may send them. See test_a_signal_at_the_start_is_obeyed.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, EARLY)
         try:
-            self._open()
+            self._run_dir = RunDir.acquire(Path(pool.run_dir), pool.name)
             try:
-                return self.loop.run()
+                self._runlog.begin()
+                try:
+                    self._open()
+                except BaseException as error:
+                    self._runlog.fail(str(error) or type(error).__name__)
+                    raise
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                code = EXIT_FAILED
+                try:
+                    code = self.loop.run()
+                    return code
+                finally:
+                    self._close(code)
             finally:
-                self._close()
+                self._run_dir.release()
         finally:
-            self._run_dir.release()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _open(self) -> None:
         pool = self.config.pool
         # First of all: nothing is forked yet, and signals still do what the shell expects.
-        preload(sorted({one.handler for one in self.config.queues if one.preload and one.handler}))
+        preload(sorted({spec for one in self.config.queues if one.preload for spec in one.imports}))
         self._listener, warning = exporter.bind(self.config.metrics.listen, self.config.metrics.listen_is_default)
         for text in (*self.config.warnings, *([warning] if warning else [])):
             log.warning("%s", text)
@@ -159,7 +181,15 @@ class Master:
         self.loop.on("more", lambda _: self._resize(1))
         self.loop.on("fewer", lambda _: self._resize(-1))
         self.loop.on("tick", lambda _: self.tick())
+        self.loop.on("look", lambda _: self.tick())
+        self.loop.on("runlog", lambda _: self._save_runlog())
+        self.loop.on("save_runlog", lambda _: self.reports.want(RUNLOG, is_told=False))
+        self.loop.on("state", lambda _: self.reports.want(STATE))
+        self.loop.on("rates", lambda _: self.reports.log_rates())
         self.loop.every(TICK_S, "tick")
+        for seconds, event in ((pool.runlog_interval, "save_runlog"), (pool.stats_interval, "rates")):
+            if seconds:
+                self.loop.every(seconds, event)
         self._control = ControlServer(
             self._run_dir.control_path, self.dispatch, watch=self.loop.watch, unwatch=self.loop.unwatch
         )
@@ -167,20 +197,28 @@ class Master:
             self.queues[config.name] = running.start(config, pool, self.board)
         setproctitle.setproctitle(f"orchestrator: master {pool.name}")
         child.settle()
-        self._spawn_keeper()
-        if self._listener is not None:
-            self._spawn_exporter()
+        self.services = Services(
+            self.loop,
+            self.board,
+            self._name,
+            pool.host,
+            self.queues,
+            self._listener,
+            self._on_opened,
+            self._forget_in_child,
+        )
+        place = self._run_dir.path
+        source = state.begin(self.config, self.board, self.queues, self.loop, place)
+        self.reports = Reports(source, self.services, self._runlog)
+        self.services.start()
+        self._runlog.mark("setup", "stop")
+        self._runlog.mark("process", "start")
         where = f", metrics on http://{self.address}/metrics" if self.address else ""
         log.info("pool %s starts: %d queue(s), %d workers%s", pool.name, len(self.queues), self.config.workers, where)
 
-    def _close(self) -> None:
-        services = [self._exporter, *self._ended, *(queue.feeder for queue in self.queues.values())]
-        killed = [one for one in services if one is not None]
-        for service in killed:
-            service.send(signal.SIGKILL)
-        end_s = time.monotonic() + 1.0  # for all: some may hang in a filesystem
-        for service in killed:
-            self._wait_for(service, max(end_s - time.monotonic(), 0.0))
+    def _close(self, code: int) -> None:
+        self.reports.end(code, is_hurried=self._is_hurried)
+        self.services.close()
         for queue in self.queues.values():
             queue.close()
         if self._control is not None:
@@ -189,32 +227,13 @@ class Master:
             self._listener.close()
         self.loop.close()
 
-    def _wait_for(self, one: Child, timeout_s: float) -> bool:
-        """Wait for a child that is about to end; only when the loop has ended. False when it did not."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
-        end_s = time.monotonic() + timeout_s
-        while one.collect() is None:
-            left_s = end_s - time.monotonic()
-            if left_s <= 0:
-                return False
-            signal.sigtimedwait([signal.SIGCHLD], min(left_s, 0.02))
-        return True
-
     def _forget_in_child(self) -> None:
         """What is the master's alone, closed in each child; the limit of descriptors is the user's again."""
         resource.setrlimit(resource.RLIMIT_NOFILE, self._limits)
-        for fd in (self._orders, self._reports):
-            if fd >= 0:
-                os.close(fd)
+        self.services.forget_in_child()
         if self._control is not None:
             self._control.forget_in_child()
-        self.on_tick = None
-
-    def _forget_all_in_child(self) -> None:
-        """The same for those who do not serve HTTP: else the port stays taken while one of them lives."""
-        self._forget_in_child()
-        if self._listener is not None:
-            self._listener.close()
+        self.on_tick = self.on_ready = None
 
     # ---- the tick: a look at the board, then the policy
 
@@ -224,7 +243,10 @@ class Master:
         self.board.header.words[Header.LAST_SEEN_NS] = boottime_ns
         if self._control is not None:
             self._control.tick(now_s)
-        self._collect_services(now_s)
+        # The keeper also while draining: what is in hand needs the lease until its worker has left.
+        is_stopping = self._stopping_s is not None
+        is_left = is_stopping and not any(queue.children for queue in self.queues.values())
+        self.services.tend(now_s, is_keeper_wanted=not is_left, is_exporter_wanted=not is_stopping)
         for queue in tuple(self.queues.values()):
             for index in tuple(queue.children):
                 self._collect(queue, index)
@@ -232,17 +254,33 @@ class Master:
             self._plan(queue, now_s)
             if queue.is_removed and queue.pool.is_empty:
                 self._forget_queue(queue)
+        if self.on_ready is not None and self._stopping_s is None:
+            self._look_for_ready()
+        self.reports.tick(now_s)
         if self._stopping_s is not None:
             self._end_when_empty(now_s)
+        elif self.queues and all(queue.is_done and queue.pool.is_empty for queue in self.queues.values()):
+            log.info("the components of every queue are done")
+            self._stop(EXIT_FINE, lambda pool, now_s: pool.drain(now_s), MasterState.DRAINING)
         elif self.is_until_empty:
             self._look_for_empty()
         if self.on_tick is not None:
             self.on_tick(self)
 
+    def _look_for_ready(self) -> None:
+        waiting = [one for one in self.queues.values() if not (one.is_reached or one.pool.is_stopping)]
+        if any(queue.pool.is_backed_off for queue in waiting):
+            log.error("workers die before they look for a message; given up")
+            self._stop(EXIT_FAILED, lambda pool, now_s: pool.quick(now_s))
+        elif not waiting and all(queue.opened for queue in self.queues.values()):
+            on_ready, self.on_ready = self.on_ready, None
+            assert on_ready is not None  # noqa: S101 - asked by the caller
+            on_ready()
+
     def _plan(self, queue: RunningQueue, now_s: float) -> None:
         if not queue.opened and not queue.pool.is_stopping:
             return
-        self._tend_feeder(queue, now_s)  # before the first worker, or all of them would scan for themselves
+        self.services.tend_feeder(queue, now_s)  # before the first worker, or all of them would scan for themselves
         for action in queue.pool.plan(now_s):
             match action:
                 case Spawn(index):
@@ -260,10 +298,12 @@ class Master:
         slot = self.board.take_worker(queue.slot, index)
         consumer = Consumer(self._name, self.board, queue.slot, slot, index, max(queue.pool.target, 1), *queue.feed)
         urls = {one.name: one.url for one in self.config.queues}
-        orders = roles.Work(queue.config, consumer, self.config.pool.host, os.getpid(), urls)
+        states = self.reports.source.directory
+        pool = self.config.pool
+        orders = roles.Work(queue.config, consumer, pool.host, os.getpid(), urls, states, pool.stats_interval)
         title = f"worker {queue.config.name}[{index}]"
         try:
-            made = child.spawn(lambda: roles.work(orders), title, self.loop, self._forget_all_in_child)
+            made = self.services.spawn(lambda: roles.work(orders), title)
         except OSError as error:
             log.error("%s cannot be forked: %s", title, error)
             queue.pool.exited(index, time.monotonic(), status="error", claims=0, settled=0, had_message=False)
@@ -290,18 +330,23 @@ class Master:
         # Its programs, before its message can be claimed again. The session alone: the worker itself is collected,
         # and its number may be another's by now.
         SYSTEM.kill_session(pid)
+        self.reports.bury(queue, index, pid)
         killed = queue.pool.kill_cause(index)
         is_asked = queue.pool.is_asked(index)
         reason = self._reason(end, killed)
         dead = running.bury(self.board.worker(self.board.take_worker(queue.slot, index)), end, reason)
-        if not is_asked or reason not in ("finished", "signal"):
+        # A handler may end its process as it likes, and a component that must stop is done too.
+        is_done = end.code == roles.DONE_CODE and queue.config.components and not dead.had_message
+        if is_done and not is_asked:
+            self._on_done(queue)
+        elif not is_asked or reason not in ("finished", "signal"):
             in_hand = f", with {names.shown(dead.message)} in hand" if dead.had_message else ""
             log.warning("worker %s[%d] (pid %d) %s%s", queue.config.name, index, pid, end, in_hand)
+        queue.is_reached = queue.is_reached or dead.claims > 0
         if dead.owner:
             cause = killed or ("stopped" if is_asked else "died")
             order = {"owner": dead.owner, "cause": cause, "note": f"worker pid {pid} {end}"}
-            self._released.append((queue.config.name, order))
-            self._order("release", queue, **order)
+            self.services.release(queue, order)
         queue.pool.exited(
             index,
             time.monotonic(),
@@ -322,7 +367,14 @@ class Master:
             return "oom" if ooms > before else "signal"
         if end.signal is not None:
             return "signal"
-        return "finished" if end.code == 0 else "error"
+        return "finished" if end.code in (0, roles.DONE_CODE) else "error"
+
+    def _on_done(self, queue: RunningQueue) -> None:
+        """Its components said so in one worker: what the others have in hand is finished, and no other is spawned."""
+        if not queue.is_done:
+            log.info("queue %s: its components are done", queue.config.name)
+            queue.is_done = True
+            queue.pool.drain(time.monotonic())
 
     def _resize(self, change: int) -> None:
         for queue in self.queues.values():
@@ -336,73 +388,7 @@ class Master:
         queue.pool.set_size(size)
         self._plan(queue, time.monotonic())
 
-    # ---- keeper and exporter
-
-    def _spawn_keeper(self) -> None:
-        # What was said while no keeper lived: it is told again below, after the queue that it is about.
-        # See test_a_worker_that_dies_while_there_is_no_keeper_is_released_by_the_next_one.
-        self._unsent.clear()
-        orders_reader, self._orders = os.pipe2(os.O_CLOEXEC)
-        self._reports, reports_writer = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self._orders, False)
-        keeping = roles.Keeping(self.board, self._name, self.config.pool.host, orders_reader, reports_writer)
-        self._keeper_s = time.monotonic()
-        try:
-            self._keeper = child.spawn(
-                lambda: roles.keep(keeping), "keeper", self.loop, self._forget_all_in_child, outlives=True
-            )
-        except OSError:
-            os.close(self._orders)
-            os.close(self._reports)
-            self._orders = self._reports = -1
-            raise
-        finally:
-            os.close(orders_reader)
-            os.close(reports_writer)
-        self.board.header.words[Header.KEEPER_PID] = self._keeper.pid
-        self.loop.watch(self._reports, self._on_report)
-        for queue in self.queues.values():
-            self._add(queue)
-        # Orders that the keeper before this one may not have read. A release of what was released does nothing.
-        for name, order in tuple(self._released):
-            if name in self.queues:
-                self._order("release", self.queues[name], **order)
-
-    def _add(self, queue: RunningQueue) -> None:
-        # Once it was open it is waited for, and never made: an empty mount point is not the queue.
-        is_known = queue.opened is not None
-        self._order("add", queue, config=queue.config.model_dump_json(), slot=queue.slot, is_known=is_known)
-
-    def _order(self, do: str, queue: RunningQueue, **more: object) -> None:
-        """One line to the keeper; kept and sent later while it does not read (it was stopped), never waited for."""
-        self._unsent += json.dumps({"do": do, "queue": queue.config.name, **more}).encode() + b"\n"
-        self._send_orders()
-
-    def _send_orders(self) -> None:
-        # A dead keeper needs no orders: the next one is told everything by the board and by "add".
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            while self._unsent and self._orders >= 0:
-                del self._unsent[: os.write(self._orders, self._unsent)]
-
-    def _close_pipes(self) -> None:
-        self.loop.unwatch(self._reports)
-        os.close(self._orders)
-        os.close(self._reports)
-        self._orders = self._reports = -1
-        self._rest = b""
-        self._unsent.clear()
-
-    def _on_report(self, fd: int) -> None:
-        part = os.read(fd, 65536)
-        if not part:
-            self.loop.unwatch(fd)
-            return
-        *lines, self._rest = (self._rest + part).split(b"\n")
-        for line in lines:
-            report = json.loads(line)
-            queue = self.queues.get(report["queue"])
-            if queue is not None:
-                self._on_opened(queue, report["refused"])
+    # ---- queues
 
     def _on_opened(self, queue: RunningQueue, refused: str | None) -> None:
         is_first = queue.opened is None
@@ -417,72 +403,6 @@ class Master:
         log.error("queue %s is refused: %s", queue.config.name, refused)
         if is_first and self._stopping_s is None and (self.is_until_empty or not queue.is_added):
             self._stop(EXIT_FAILED, lambda pool, now_s: pool.quick(now_s))
-
-    def _spawn_feeder(self, queue: RunningQueue) -> None:
-        queue.feeder_s = time.monotonic()
-        orders = feeder.Orders(queue.config, self.config.pool.host, self.board, queue.slot, queue.feed, os.getpid())
-        queue.feeder = child.spawn(
-            lambda: feeder.feed(orders), f"feeder {queue.config.name}", self.loop, self._forget_all_in_child
-        )
-        self.board.queues[queue.slot].words[Q.FEEDER_PID] = queue.feeder.pid
-
-    def _end_feeder(self, queue: RunningQueue) -> None:
-        """Kill it; collected when it is gone, for it may hang in a filesystem."""
-        if queue.feeder is not None:
-            queue.feeder.send(signal.SIGKILL)
-            self._ended.append(queue.feeder)
-            queue.feeder = None
-            self.board.queues[queue.slot].words[Q.FEEDER_PID] = 0
-
-    def _tend_feeder(self, queue: RunningQueue, now_s: float) -> None:
-        """Spawn it; replace it when it dies, at most once a second."""
-        name = f"feeder of queue {queue.config.name}"
-        if queue.feeder is not None and (end := queue.feeder.collect()) is not None:
-            log.warning("the %s %s; another takes its place", name, end)
-            queue.feeder.close()
-            queue.feeder = None
-        is_wanted = queue.opened and not (queue.pool.is_stopping and queue.pool.is_empty) and queue.feed[0] >= 0
-        if is_wanted and queue.feeder is None and now_s - queue.feeder_s >= 1.0:
-            self._spawn_again(lambda: self._spawn_feeder(queue), name)
-
-    def _spawn_exporter(self) -> None:
-        listener, board, parent = self._listener, self.board, os.getpid()
-        assert listener is not None  # noqa: S101 - asked by the callers
-        self._exporter_s = time.monotonic()
-        self._exporter = child.spawn(
-            lambda: roles.export(listener, board, parent), "exporter", self.loop, self._forget_in_child
-        )
-        self.board.header.words[Header.EXPORTER_PID] = self._exporter.pid
-
-    def _collect_services(self, now_s: float) -> None:
-        """Keeper and exporter are replaced when they die, at most once a second."""
-        self._send_orders()
-        for ended in [one for one in self._ended if one.collect() is not None]:
-            ended.close()
-            self._ended.remove(ended)
-        if self._keeper is not None and (end := self._keeper.collect()) is not None:
-            self._keeper.close()
-            self._keeper = None
-            if self._orders >= 0:
-                log.warning("the keeper %s", end)
-                self._close_pipes()
-        # Also while draining: what is in hand needs the lease until its worker has left.
-        is_leaving = self._stopping_s is not None and not any(queue.children for queue in self.queues.values())
-        if self._keeper is None and not is_leaving and now_s - self._keeper_s >= 1.0:
-            self._spawn_again(self._spawn_keeper, "keeper")
-        if self._exporter is not None and (end := self._exporter.collect()) is not None:
-            log.warning("the exporter %s; another takes its place", end)
-            self._exporter.close()
-            self._exporter = None
-        is_wanted = self._listener is not None and self._exporter is None and self._stopping_s is None
-        if is_wanted and now_s - self._exporter_s >= 1.0:
-            self._spawn_again(self._spawn_exporter, "exporter")
-
-    def _spawn_again(self, spawn: Callable[[], None], what: str) -> None:
-        try:
-            spawn()
-        except OSError as error:
-            log.error("the %s cannot be forked: %s; tried again in a second", what, error)
 
     # ---- ending
 
@@ -503,11 +423,19 @@ class Master:
     def now(self) -> None:
         """QUIT: kill; what is in hand goes back unburnt."""
         log.info("stopping at once: what is in hand goes back")
+        self._is_hurried = True
         self._stop(EXIT_FINE, lambda pool, _: pool.kill_now())
 
-    def _stop(self, code: int, how: Callable[[Pool, float], None], state: MasterState = MasterState.STOPPING) -> None:
+    def _save_runlog(self) -> None:
+        """USR1: the run log, and the log file opened anew; the children see by themselves when that has moved."""
+        logs.reopen()
+        self.reports.want(RUNLOG)
+
+    def _stop(self, code: int, how: Callable[[Pool, float], None], to: MasterState = MasterState.STOPPING) -> None:
         now_s = time.monotonic()
-        self.board.header.words[Header.STATE] = state
+        self._runlog.mark("process", "stop")
+        self._runlog.mark("teardown", "start")
+        self.board.header.words[Header.STATE] = to
         if self._stopping_s is None:
             self._stopping_s, self._code = now_s, code
         for queue in self.queues.values():
@@ -518,16 +446,16 @@ class Master:
         """When the last worker is gone: the keeper's last releases, then the end."""
         if any(queue.children for queue in self.queues.values()):
             return
-        if self._unsent and self._keeper is not None and now_s - (self._stopping_s or now_s) < KEEPER_GRACE_S:
+        if self.services.has_orders and now_s - (self._stopping_s or now_s) < KEEPER_GRACE_S:
             return
-        if self._orders >= 0:
-            self._close_pipes()  # the keeper leaves at the end of its orders
+        if self.services.is_told:
+            self.services.end_orders()
             self._stopping_s = now_s
-        if self._keeper is not None:
+        if self.services.keeper is not None:
             if now_s - (self._stopping_s or now_s) < KEEPER_GRACE_S:
                 return
             log.warning("the keeper does not leave (does a filesystem hang?); it is killed")
-            self._keeper.send(signal.SIGKILL)
+            self.services.keeper.send(signal.SIGKILL)
         log.info("pool %s ends", self.config.pool.name)
         self.loop.stop(self._code)
 
@@ -535,7 +463,7 @@ class Master:
 
     def _look_for_empty(self) -> None:
         """See SPOOL.md: two passes that find nothing, with all workers idle and no move before or since."""
-        queues = tuple(self.queues.values())
+        queues = tuple(queue for queue in self.queues.values() if not queue.is_done)
         if not all(queue.opened for queue in queues):
             return
         if any(queue.pool.is_backed_off for queue in queues):
@@ -550,7 +478,7 @@ class Master:
                 self.board.header.words[Header.PASS] = number
                 self._pass = Pass(number, moves)
                 for queue in queues:
-                    self._order("measure", queue)
+                    self.services.order("measure", queue)
             return
         if any(one[Q.PASS] != self._pass.number for one in words):
             return
@@ -570,7 +498,7 @@ class Master:
                 # Once more: another pool may have given a claim back behind the look at incoming/.
                 self._was_empty = True
                 return
-            rejected = sum(queue.rejected(self.board) for queue in queues)
+            rejected = sum(queue.rejected(self.board) for queue in self.queues.values())
             self._stop(
                 EXIT_ERRORS if rejected else EXIT_FINE, lambda pool, now_s: pool.drain(now_s), MasterState.DRAINING
             )
@@ -597,15 +525,19 @@ class Master:
         for name in found.restart:
             log.warning("%s changed: that needs a restart", name)
         for config in (*found.added, *(config for _, config in found.changed)):
-            if config.handler and (module := imported(config.handler)):
-                log.warning("queue %s: new code of %s needs a restart: the master imported it", config.name, module)
-            elif config.preload and config.handler:
+            own = [spec for spec in config.imports if not spec.startswith("workers.")]
+            if modules := sorted({module for spec in own if (module := imported(spec))}):
+                log.warning(
+                    "queue %s: new code of %s needs a restart: the master imported it", config.name, ", ".join(modules)
+                )
+            elif config.preload and own:
                 log.warning("queue %s: preload needs a restart; until then workers import it", config.name)
         for config in found.removed:
             self._remove(self.queues[config.name])
         for old, config in found.changed:
             self._change(self.queues[old.name], config)
-        self.config = self.config.model_copy(update={"queues": new.queues, "path": new.path})
+        self.config = self.config.model_copy(update={"queues": new.queues, "paths": new.paths})
+        self.reports.source = dataclasses.replace(self.reports.source, config=self.config)
         for config in found.added:
             self._start_queue(config)
         words[Header.RELOAD_OK], words[Header.RELOADED_S] = 1, int(time.time())
@@ -618,7 +550,7 @@ class Master:
         queue = running.start(config, self.config.pool, self.board)
         queue.is_added = True
         self.queues[config.name] = queue
-        self._add(queue)
+        self.services.add(queue)
 
     def _remove(self, queue: RunningQueue) -> None:
         queue.is_removed = True
@@ -626,6 +558,9 @@ class Master:
         self._plan(queue, time.monotonic())
 
     def _change(self, queue: RunningQueue, config: QueueConfig) -> None:
+        if queue.is_done:
+            self._remove(queue)  # and started anew: _forget_queue
+            return
         if queue.config.url != config.url:
             # At once, for workers look there where to forward to.
             self.board.queues[queue.slot].set_text(QueueText.URL, config.url)
@@ -634,17 +569,17 @@ class Master:
         old, queue.config = queue.config, config
         if old.settings() != config.settings():
             # The keeper opens it anew, and goes on with the number of the lease that it finds.
-            self._order("remove", queue)
-            self._add(queue)
-            self._end_feeder(queue)  # another feeds in the new order
+            self.services.order("remove", queue)
+            self.services.add(queue)
+            self.services.end_feeder(queue)  # another feeds in the new order
         queue.pool.policy.time_limit_s = config.time_limit
         queue.pool.set_size(config.workers)
         queue.pool.set_generation(queue.pool.generation + 1)
         self._plan(queue, time.monotonic())
 
     def _forget_queue(self, queue: RunningQueue) -> None:
-        self._order("remove", queue)
-        self._end_feeder(queue)
+        self.services.order("remove", queue)
+        self.services.end_feeder(queue)
         queue.close()
         self.board.queues[queue.slot].words[Q.USED] = 2
         del self.queues[queue.config.name]
@@ -656,7 +591,10 @@ class Master:
         """Answer the control socket. Raises OrchestratorError for what cannot be done."""
         match verb:
             case "ping":
-                return {"pid": os.getpid(), "name": self.config.pool.name}
+                files = {"runlog": self._runlog.path, "state": self.config.pool.state_file}
+                return {"pid": os.getpid(), "name": self.config.pool.name} | {
+                    kind: None if path is None else os.path.abspath(path) for kind, path in files.items()
+                }
             case "scale":
                 queue = self.queues.get(str(arguments.get("queue")))
                 size = arguments.get("workers")

@@ -126,6 +126,11 @@ def _of_queues(queues: list[QueueReading]) -> Iterator[Metric]:
         "orchestrator_queue_paused", "1 while nobody claims from it.", rows(lambda queue: float(queue.is_paused))
     )
     yield _gauge(
+        "orchestrator_queue_output_full",
+        "1 while a worker claims nothing because the queue that it hands on to is full, or away.",
+        rows(lambda queue: float(queue.is_output_full)),
+    )
+    yield _gauge(
         "orchestrator_queue_watch_info",
         "1 for the way arrivals are noticed.",
         by_state("mode", lambda queue: {mode: float(queue.watch == mode) for mode in ("inotify", "poll")}),

@@ -71,6 +71,7 @@ class WorkerReading:
     outcomes: dict[str, int]
     exits: dict[str, int]
     busy_s: float
+    is_output_full: bool
     message: str
     message_age_s: float
     last_seen_age_s: float
@@ -103,6 +104,7 @@ class QueueReading:
     state: str
     reason: str
     is_paused: bool
+    is_output_full: bool
     is_backed_off: bool
     target: int
     depth: dict[str, int]
@@ -181,6 +183,7 @@ class BoardReader:
             outcomes={name: count(words[W.DONE + offset]) for offset, name in enumerate(OUTCOMES)},
             exits={name: count(words[W.EXITS_FINISHED + offset]) for offset, name in enumerate(EXIT_REASONS)},
             busy_s=count(words[W.BUSY_NS]) / 1e9,
+            is_output_full=words[W.OUTPUT_FULL] != 0,
             message=printable(place, WorkerText.MESSAGE) if has_process and since_ns else "",
             message_age_s=age_s(now_ns, since_ns) if has_process else 0.0,
             last_seen_age_s=age_s(now_ns, seen_ns) if has_process else 0.0,
@@ -198,6 +201,7 @@ class BoardReader:
             state=NAMES_OF_QUEUE_STATES.get(words[Q.READY], "unknown"),
             reason=printable(place, QueueText.REASON),
             is_paused=words[Q.PAUSED] != 0,
+            is_output_full=any(worker.is_output_full for worker in workers.values()),
             is_backed_off=words[Q.BACKED_OFF] != 0,
             target=count(words[Q.TARGET]),
             depth={state: count(words[word]) for state, word in zip(DEPTH_STATES, _DEPTHS, strict=True)},

@@ -5,6 +5,8 @@ Each is a function that child.spawn() runs in its process; its answer is the exi
 They talk to the master through the board, and the keeper through two pipes, one JSON
 object a line: orders in (its end means: leave), reports out.
 
+Long because: what each of them is given, and how it starts and leaves, is read side by side.
+Long because: each of them is short, and what one leaves behind another takes up.
 See also: workers.worker, workers.keeper, exporter (which do the work), master.
 """
 
@@ -21,39 +23,55 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import setproctitle
 
 from orchestrator import exporter
-from orchestrator.child import ignore, kill_whole
+from orchestrator.child import ignore, kill_whole, pass_over
 from orchestrator.config import QueueConfig
+from orchestrator.state import worker_file
 from orchestrator.watch import Watcher
 from workers.board import PROCESS_WORDS, Board, Q, Slot, W, WorkerState, WorkerText
-from workers.errors import OrchestratorError, QueueRefused
+from workers.errors import HandlerError, OrchestratorError, QueueRefused
 from workers.handler import Handler, resolve
 from workers.handlers.command import Command
 from workers.handlers.onward import Onward
 from workers.keeper import Leave, Measure, QueueKeeper, Release
 from workers.queues.base import Claimable, Consumer, Queue
 from workers.queues.feed import SILENT_NS, nudge
+from workers.queues.null import NoMessages
 from workers.queues.open import open_queue
+from workers.saved import save
 from workers.system import SYSTEM
-from workers.worker import Leaving, Wait, Worker, at_descriptor, at_queue, barred, polling
+from workers.worker import WAIT_S, Leaving, Wait, Worker, at_descriptor, at_queue, barred, polling
 
 log = logging.getLogger(__name__)
 
+DONE_CODE = 10  # of a worker whose components are done: its queue drains, and no other takes its place
 GRACE_S = 1.0  # for the kernel to end what was killed
 
 Kept = tuple[QueueKeeper, threading.Thread]
 
 
-def handler_of(queue: QueueConfig) -> Handler:
-    """The handler that *queue* is configured with. Raises HandlerError."""
+def handler_of(queue: QueueConfig, stats_interval_s: float = 300.0) -> Handler:
+    """The handler that *queue* is configured with; *stats_interval_s* is for components. Raises HandlerError."""
+    if queue.components is not None:
+        from workers.piper import Piper, component_of  # noqa: PLC0415 - only who has components needs them
+
+        return Piper(
+            [component_of(one.use, one.keywords) for one in queue.components],
+            name=queue.name,
+            options=queue.options,
+            event_map=queue.event_map,
+            core={"name": queue.name, "queue": queue.url, "output": queue.output},
+            stats_interval_s=stats_interval_s,
+        )
     if queue.command is not None:
         return Command(queue.command, shell=queue.shell)
     if queue.forward is not None:
         return Onward(queue.forward)
-    assert queue.handler is not None  # noqa: S101 - the configuration has one of the three
+    assert queue.handler is not None  # noqa: S101 - the configuration has one of the four
     return resolve(queue.handler)
 
 
@@ -69,14 +87,18 @@ class Work:
     host: str
     parent: int
     queues: Mapping[str, str]  # configured names to URLs, for Forward
+    states: Path | None = None  # directory where a handler with state() has it written, see orchestrator.state
+    stats_interval_s: float = 300.0  # how often components log their rates; 0 is never
 
 
 def work(orders: Work) -> int:
-    """A worker: 0 when it was asked to leave, 1 when it could not start."""
+    """A worker: 0 when it was asked to leave, DONE_CODE when its components are done, 1 when it could not start."""
     os.setsid()  # its programs stay in this session, so whoever outlives it can end them
-    ignore(signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    pass_over()
     leaving = Leaving()
     signal.signal(signal.SIGTERM, leaving.ask)
+    signal.signal(signal.SIGUSR2, leaving.tell)
+    signal.siginterrupt(signal.SIGUSR2, False)  # noqa: FBT003 - the library's
     consumer, config = orders.consumer, orders.queue
     words = consumer.board.worker(consumer.worker_slot).words
     for word in PROCESS_WORDS:
@@ -85,14 +107,15 @@ def work(orders: Work) -> int:
     words[W.START] = SYSTEM.start_ticks(os.getpid()) or 0
     words[W.STATE], words[W.PID] = WorkerState.STARTING, os.getpid()
     try:
-        queue = open_queue(config.url, settings=dataclasses.replace(config.settings(), create=False), host=orders.host)
+        settings = dataclasses.replace(config.settings(), create=False)
+        has_events = config.components is not None
+        queue = open_queue(config.url, settings=settings, host=orders.host, is_for_events=has_events)
         queue.attach(consumer)
-        handler = handler_of(config)
+        handler = handler_of(config, orders.stats_interval_s)
     except OrchestratorError as error:
-        log.error("worker %s[%d] cannot start: %s", config.name, consumer.index, error)
-        return 1
+        return _cannot_start(config, consumer, error)
     title = f"orchestrator: worker {config.name}[{consumer.index}]"
-    Worker(
+    worker = Worker(
         queue=queue,
         handler=handler,
         consumer=consumer,
@@ -102,11 +125,30 @@ def work(orders: Work) -> int:
         title=lambda text: setproctitle.setproctitle(title + text),
         parent=orders.parent,
         time_limit_s=config.time_limit,
-    ).run()
+        output=config.output or "",
+        output_limit=config.output_limit or 0,
+        output_wait_s=config.output_wait,
+        save_state=None if orders.states is None else _saver(orders.states, config.name, consumer.index),
+    )
+    try:
+        worker.run()
+    except HandlerError as error:
+        return _cannot_start(config, consumer, error)
     # A packet may have woken us while we were asked to leave: somebody else must wake for it.
     if consumer.feed >= 0 and SYSTEM.unread(consumer.feed):
         nudge(consumer.feed_writer, SYSTEM)
-    return 0
+    # A daemon that is told to stop is done as well; then it is not for itself that it says so.
+    return DONE_CODE if worker.is_done and not leaving.is_asked else 0
+
+
+def _cannot_start(config: QueueConfig, consumer: Consumer, error: OrchestratorError) -> int:
+    log.error("worker %s[%d] cannot start: %s", config.name, consumer.index, error)
+    return 1
+
+
+def _saver(directory: Path, queue: str, index: int) -> Callable[[Mapping[str, object]], None]:
+    path = worker_file(directory, queue, index, os.getpid())
+    return lambda state: save(path, state)
 
 
 def _waiter(queue: Queue, consumer: Consumer) -> Wait:
@@ -117,8 +159,8 @@ def _waiter(queue: Queue, consumer: Consumer) -> Wait:
     if consumer.feed >= 0:
         return _at_the_pipe(consumer.feed, words)
     directory = queue.watch_directory()
-    is_tree = isinstance(queue, Claimable) and queue.source().tree is not None
-    watcher = Watcher.on(directory) if directory is not None and not is_tree else None
+    is_watched = directory is not None and not (isinstance(queue, Claimable) and queue.source().tree is not None)
+    watcher = Watcher.on(directory) if directory is not None and is_watched else None
     words[Q.WATCH] = 2 if watcher is None else 1
     return polling(queue) if watcher is None else watcher.wait
 
@@ -130,6 +172,8 @@ def _at_the_pipe(feed: int, words: memoryview[int]) -> Wait:
     def wait(timeout_s: float, fd: int) -> bool:
         if words[Q.PAUSED] or SYSTEM.boottime_ns() - words[Q.BEAT_NS] >= words[Q.HALF_TIMEOUT_NS]:
             return barred(timeout_s, fd)
+        if timeout_s < WAIT_S:  # an event of components is due then
+            return at_pipe(timeout_s, fd)
         # As long as the feeder may be silent before we scan for ourselves.
         silent_s = (SYSTEM.boottime_ns() - words[Q.FED_NS]) / 1e9
         return at_pipe(max(SILENT_NS / 1e9 - silent_s + 0.01, timeout_s), fd)
@@ -142,7 +186,7 @@ def _at_the_pipe(feed: int, words: memoryview[int]) -> Wait:
 
 def export(listener: socket.socket, board: Board, parent: int) -> int:
     """The exporter: serves the board until its master is gone."""
-    ignore(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    ignore(signal.SIGTERM)
     exporter.serve(listener, board, should_leave=lambda: os.getppid() != parent)
     return 0
 
@@ -163,7 +207,7 @@ class Keeping:
 
 def keep(keeping: Keeping) -> int:
     """The keeper: one thread a queue, until the pipe of orders ends; then the last releases."""
-    ignore(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    ignore(signal.SIGTERM)
     keepers: dict[str, Kept] = {}
     places: dict[tuple[int, int], str] = {}
     reports = threading.Lock()
@@ -223,8 +267,10 @@ def _start(
         settings = dataclasses.replace(settings, create=False)
 
     def open_it() -> Queue:
-        queue = open_queue(config.url, settings=settings, host=keeping.host)
-        if isinstance(queue, Claimable):
+        queue = open_queue(
+            config.url, settings=settings, host=keeping.host, is_for_events=config.components is not None
+        )
+        if isinstance(queue, Claimable) and not isinstance(queue, NoMessages):
             # By inode: a link or another spelling of the path is the same directory.
             found = os.stat(queue.identity)
             other = places.setdefault((found.st_dev, found.st_ino), config.name)

@@ -5,32 +5,29 @@ rundir - the directory of one running pool: who is master, and where its board a
     RUN_DIR/NAME/board    what every process of the pool says of itself
     RUN_DIR/NAME/control  the master's socket
 
-One master a name is held by a POSIX record lock: a forked child does not inherit
-it and the kernel frees it at death, so a stale file needs nobody to clean it up.
-Readers never touch the lock; they compare the process's start time, because a pid
-is used again.
+One master a name: the lock of its pid file (pidfile). Readers never touch the lock;
+they compare the process's start time, because a pid is used again.
 
 Limits: closing ANY descriptor of the pid file in the master drops its lock, so the
 master never calls running() or find(). A network filesystem is refused: the board
 is shared memory, and locks and start times of another host mean nothing here.
-Source: fcntl_locking(2), "Advisory record locking".
-See also: control (the socket), workers.board, workers.system (start times).
+See also: pidfile (the lock), control (the socket), workers.board, workers.system (start times).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.pidfile import PID_BYTES_MAX, PidFile, PidFileError, PidFileHeld
 from workers.errors import OrchestratorError
 from workers.queues.names import shown
 from workers.system import SYSTEM, System
 
-PID_BYTES_MAX = 64
 NAME_BYTES_MAX = 64
 
 
@@ -85,10 +82,9 @@ class Running:
 class RunDir:
     """The directory of the pool whose master this process is. Made by acquire()."""
 
-    def __init__(self, directory: Path, pid_fd: int, pid: int) -> None:
+    def __init__(self, directory: Path, pid_file: PidFile) -> None:
         self.path = directory
-        self._pid_fd = pid_fd
-        self._pid = pid
+        self._pid_file = pid_file
 
     @property
     def board_path(self) -> Path:
@@ -121,32 +117,59 @@ class RunDir:
                     f"{shown(str(directory))} is on a network filesystem ({kind}), where shared memory and locks cannot"
                     " be trusted; give a local directory with --run-dir, such as /run or /tmp"
                 )
-            pid_fd = _lock(directory_fd, directory, name)
+            return cls(directory, _pid_file(directory_fd, directory, name, system))
         finally:
             os.close(directory_fd)
-        pid = system.getpid()
-        content = b"%d %d\n" % (pid, system.start_ticks(pid) or 0)
-        try:
-            # ORDER: write, then cut. A reader takes the first line, so that it never sees an empty file once
-            # there was a master. See test_a_stale_pid_file_is_taken_over.
-            os.pwrite(pid_fd, content, 0)
-            os.ftruncate(pid_fd, len(content))
-        except OSError as error:
-            os.close(pid_fd)
-            raise RunDirError(f"cannot write {shown(str(directory / 'pid'))}: {error.strerror}") from error
-        return cls(directory, pid_fd, pid)
 
     def release(self) -> None:
         """Take the socket, the board and the pid file away. Does nothing in a forked child, nor the second time."""
-        if os.getpid() != self._pid or self._pid_fd < 0:
+        if not self._pid_file.is_ours:
             return
-        # ORDER: the pid file goes last and while it is locked, else the next master could have put its own there
-        # already. See test_a_released_name_can_be_acquired_again.
-        for name in ("control", "board", "pid"):
+        # ORDER: the pid file goes last, else the next master could have put its own files there already.
+        # See test_a_released_name_can_be_acquired_again.
+        for name in ("control", "board"):
             with contextlib.suppress(OSError):
                 os.unlink(self.path / name)
-        os.close(self._pid_fd)
-        self._pid_fd = -1
+        self._pid_file.release()
+
+
+def prepare(run_dir: Path, name: str, owner: tuple[int, int] | None = None) -> None:
+    """
+    Make the directory of pool *name*, for user and group *owner* where these are not our own.
+
+    Before rights are given up: the directories above are made for everybody to pass then. Raises RunDirError.
+    """
+    _check_name(name)
+    parent = Path(os.path.abspath(run_dir))
+    uid, gid = owner or (os.geteuid(), os.getegid())
+    parent_fd = _open_directory(parent, {os.geteuid(), uid, 0}, 0o700 if owner is None else 0o755)
+    try:
+        with contextlib.suppress(FileExistsError):
+            if os.fstat(parent_fd).st_uid == os.geteuid():
+                os.mkdir(name, 0o700, dir_fd=parent_fd)
+                os.chown(name, uid, gid, dir_fd=parent_fd, follow_symlinks=False)
+            else:
+                # In a directory of that user nothing would be safe to give away: he could have put another there.
+                with _rights_of(uid, gid):
+                    os.mkdir(name, 0o700, dir_fd=parent_fd)
+    except OSError as error:
+        text = f"cannot make {shown(str(parent / name))}: {error.strerror}; give another --run-dir"
+        raise RunDirError(text) from error
+    finally:
+        os.close(parent_fd)
+    os.close(_open_directory(parent / name, {uid}))
+
+
+@contextlib.contextmanager
+def _rights_of(uid: int, gid: int) -> Iterator[None]:
+    before = os.geteuid(), os.getegid()
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(before[0])
+        os.setegid(before[1])
 
 
 def running(run_dir: Path, system: System = SYSTEM) -> list[Running]:
@@ -193,14 +216,14 @@ def _check_name(name: str) -> None:
         )
 
 
-def _open_directory(directory: Path, owners: set[int]) -> int:
+def _open_directory(directory: Path, owners: set[int], mode: int = 0o700) -> int:
     """Make *directory* where it is missing, open it, and refuse what somebody else could write into."""
     text = shown(str(directory))
     try:
         missing = [part for part in (directory, *directory.parents) if not os.path.lexists(part)]
         for part in reversed(missing):
             with contextlib.suppress(FileExistsError):  # made by another meanwhile; looked at below
-                os.mkdir(part, 0o700)
+                os.mkdir(part, mode)
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except NotADirectoryError as error:
         raise RunDirError(f"{text} is a symbolic link or no directory; remove it, or give another --run-dir") from error
@@ -218,43 +241,23 @@ def _open_directory(directory: Path, owners: set[int]) -> int:
     return fd
 
 
-def _lock(directory_fd: int, directory: Path, name: str) -> int:
-    """The pid file, open and locked by this process."""
-    path = directory / "pid"
-    while True:
-        try:
-            # O_NONBLOCK: a fifo put there must not hold us up.
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            fd = os.open("pid", flags, 0o600, dir_fd=directory_fd)
-        except OSError as error:
-            raise RunDirError(f"cannot open {shown(str(path))}: {error.strerror}; remove it") from error
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # RACE: the master before us removed the file between our open and our lock; then the lock is on a
-            # file that nobody else will find. See test_a_pid_file_removed_while_it_is_locked_is_opened_again.
-            if _is_same_file(fd, directory_fd):
-                return fd
-        except (BlockingIOError, PermissionError) as error:
-            pid = (_parse(os.pread(fd, PID_BYTES_MAX, 0)) or (0, 0))[0]
-            os.close(fd)
-            who = f"as process {pid}" if pid else "as another process"
-            raise AlreadyRunning(
-                f"pool {shown(name)} is running already {who} ({shown(str(directory))}); stop it with"
-                f" 'orchestrator stop --name {shown(name)}', or give this one another --name",
-                pid,
-            ) from error
-        except OSError as error:
-            os.close(fd)
-            raise RunDirError(f"cannot lock {shown(str(path))}: {error.strerror}; give another --run-dir") from error
-        os.close(fd)
-
-
-def _is_same_file(fd: int, directory_fd: int) -> bool:
+def _pid_file(directory_fd: int, directory: Path, name: str, system: System) -> PidFile:
+    """The pid file, locked by this process and with its number and start time in it."""
+    pid = system.getpid()
+    content = b"%d %d\n" % (pid, system.start_ticks(pid) or 0)
     try:
-        there = os.stat("pid", dir_fd=directory_fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(os.fstat(fd), there)
+        pid_file = PidFile.open(directory / "pid", 0o600, dir_fd=directory_fd)
+        pid_file.acquire(content, dir_fd=directory_fd)
+    except PidFileHeld as error:
+        who = f"as process {error.pid}" if error.pid else "as another process"
+        raise AlreadyRunning(
+            f"pool {shown(name)} is running already {who} ({shown(str(directory))}); stop it with"
+            f" 'orchestrator stop --name {shown(name)}', or give this one another --name",
+            error.pid,
+        ) from error
+    except PidFileError as error:
+        raise RunDirError(f"{error}; give another --run-dir") from error
+    return pid_file
 
 
 def _parse(content: bytes) -> tuple[int, int] | None:

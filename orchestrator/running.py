@@ -14,7 +14,18 @@ from dataclasses import dataclass, field
 from orchestrator.child import Child, Exit
 from orchestrator.config import PoolConfig, QueueConfig
 from orchestrator.pool import Pool, PoolPolicy
-from workers.board import EXIT_REASONS, PROCESS_WORDS, Board, Q, Slot, W, WorkerState, WorkerText
+from workers.board import (
+    EXIT_REASONS,
+    OUTCOMES,
+    PROCESS_WORDS,
+    Board,
+    Q,
+    QueueText,
+    Slot,
+    W,
+    WorkerState,
+    WorkerText,
+)
 from workers.queues.feed import open_feed
 from workers.queues.open import is_fed
 
@@ -29,6 +40,8 @@ class RunningQueue:
     opened: bool | None = None
     is_removed: bool = False
     is_added: bool = False  # by a reload: when it is refused, the others go on
+    is_done: bool = False  # its components said so: it drains, and stays away until a reload changes it
+    is_reached: bool = False  # one of its workers has looked for a message
     children: dict[int, Child] = field(default_factory=dict)
     feed: tuple[int, int] = (-1, -1)  # the pipe from its feeder to its workers
     feeder: Child | None = None
@@ -62,9 +75,20 @@ class RunningQueue:
                 continue
             if words[W.STATE] in (WorkerState.IDLE, WorkerState.BUSY):
                 self.pool.is_ready(index, now_s)
+                self.is_reached = True
             since_ns = words[W.MESSAGE_SINCE_NS]
             age_s = (boottime_ns - since_ns) / 1e9 if since_ns else 0.0
             self.pool.facts(index, words[W.PROCESS_CLAIMS], words[W.PROCESS_SETTLED], bool(since_ns), age_s)
+
+    def is_up(self, board: Board, index: int) -> bool:
+        """Whether worker *index* has begun to look for messages."""
+        words = self.worker_slot(board, index).words
+        return words[W.PID] == self.children[index].pid and words[W.STATE] in (WorkerState.IDLE, WorkerState.BUSY)
+
+    def in_hand(self, board: Board, index: int) -> str:
+        """The name of the message that worker *index* has in hand, or ""."""
+        slot = self.worker_slot(board, index)
+        return (slot.text(WorkerText.MESSAGE) or "") if slot.words[W.MESSAGE_SINCE_NS] else ""
 
     def is_idle(self, board: Board) -> bool:
         """Whether all workers wanted are there, and none that is there has a message in hand."""
@@ -111,6 +135,22 @@ def bury(slot: Slot, end: Exit, reason: str) -> Dead:
     # the owner unlisted. See test_H34_a_dead_owner_is_off_the_board_before_the_keeper_is_told.
     slot.clear(PROCESS_WORDS, (WorkerText.OWNER, WorkerText.MESSAGE))
     return dead
+
+
+def counters(board: Board) -> dict[str, dict[str, int]]:
+    """What the workers of each queue have counted since the board was made; of those that a reload removed, too."""
+    found = {}
+    for number, slot in enumerate(board.queues):
+        if slot.words[Q.USED]:
+            rows = [board.worker(one).words for one in board.worker_numbers(number)]
+            found[slot.text(QueueText.NAME) or ""] = {
+                "claims": sum(row[W.CLAIMS] for row in rows),
+                "conflicts": sum(row[W.CONFLICTS] for row in rows),
+                **{name: sum(row[W.DONE + place] for row in rows) for place, name in enumerate(OUTCOMES)},
+                **{f"exits_{name}": sum(row[W.EXITS_FINISHED + place] for row in rows)
+                   for place, name in enumerate(EXIT_REASONS)},
+            }  # fmt: skip
+    return found
 
 
 def start(config: QueueConfig, pool: PoolConfig, board: Board) -> RunningQueue:

@@ -131,6 +131,7 @@ def _queue_dict(queue: QueueReading) -> dict[str, object]:
         "state": queue.state,
         "reason": queue.reason,
         "paused": queue.is_paused,
+        "output_full": queue.is_output_full,
         "backed_off": queue.is_backed_off,
         "target": queue.target,
         "depth": {**queue.depth, "ignored": queue.ignored},

@@ -37,9 +37,11 @@ IN_SPOOL, IN_PUT, IN_KEEP = (
     "tests/unit/test_spool_put.py::",
     "tests/unit/test_spool_keep.py::",
 )
+IN_DAEMON = "tests/process/test_daemon.py::"
 DDMQ, IN_DDMQ = "workers/queues/ddmq.py", "tests/unit/test_ddmq_pool.py::"
 IN_DDMQ_FAULTS = "tests/unit/test_ddmq_faults.py::"
 IN_SURVIVORS = "tests/unit/test_survivors.py::"
+IN_OUTPUT, IN_PIPER = "tests/unit/test_output.py::", "tests/unit/test_piper.py::"
 IN_LEASE, IN_NAMES, IN_CUT = "tests/unit/test_lease.py::", "tests/unit/test_names.py::", "tests/sim/test_power_cut.py::"
 A_SCHEDULE = "tests/sim/test_schedules.py::test_no_schedule_loses_repeats_or_strands_a_message"
 A_CUT = f"{IN_CUT}test_what_was_promised_is_there_after_a_power_cut_at_any_change"
@@ -526,6 +528,89 @@ MUTATIONS = (
         "        if not self.send(body, priority):\n            self.defer(receive, counts, 0.0)\n",
         "a released message is in the kernel or in memory, always",
         ("tests/unit/test_mqueue_pool.py::test_a_kill_at_any_call_of_a_settle_loses_nothing",),
+    ),
+    # ---- the output, and messages as events
+    Mutation(
+        "output-reserved-after-the-look",
+        "workers/output.py",
+        "        words[RESERVED] = share\n        try:\n",
+        "        try:\n",
+        "never more than the limit and one for each worker wait in an output",
+        (f"{IN_OUTPUT}test_no_order_of_two_workers_leaves_more_than_the_limit_and_one_for_each",),
+    ),
+    Mutation(
+        "output-place-given-back-before-the-put",
+        "workers/worker.py",
+        "        outcome = None\n        try:\n            called = self._call(claim, start_ns)\n",
+        "        outcome = None\n        if self._limit is not None:\n            self._limit.used()\n"
+        "        try:\n            called = self._call(claim, start_ns)\n",
+        "a message on its way to the output has a place there",
+        (f"{IN_OUTPUT}test_a_place_is_given_back_when_its_message_is_in_the_output",),
+    ),
+    Mutation(
+        "piper-events-outlive-their-attempt",
+        "workers/piper.py",
+        '        self.daemon.queue.forget(lambda _, args: isinstance(args, Mapping) and args.get("id") == name)\n',
+        "        pass\n",
+        "no event of one attempt settles another",
+        (f"{IN_PIPER}test_what_an_earlier_attempt_left_behind_does_not_settle_the_next_one",),
+    ),
+    Mutation(
+        "worker-that-was-ended-is-done",
+        "workers/worker.py",
+        "        self.is_done = driven is not None and driven.is_done()  # by itself: closing it does the same\n",
+        "        self.is_done = driven is not None\n",
+        "a worker that was ended by a signal is replaced",
+        (f"{IN_PIPER}test_a_worker_that_is_asked_to_leave_is_not_done",),
+    ),
+    # ---- a daemon
+    Mutation(
+        "daemon-leaves-the-groups-of-root",
+        "orchestrator/daemon.py",
+        "        os.setgroups(identity.groups)\n",
+        "        pass\n",
+        "a daemon has no right that its user has not",
+        (f"{IN_DAEMON}test_a_daemon_gives_up_its_rights_and_groups_and_keeps_its_files",),
+    ),
+    Mutation(
+        "daemon-imports-before-it-changes-its-root",
+        "orchestrator/daemon.py",
+        "            import_handlers(config)\n",
+        "",
+        "a chroot needs nothing but the queue and /proc",
+        (f"{IN_DAEMON}test_a_daemon_in_a_chroot_that_has_only_the_queue_and_proc_handles_messages",),
+    ),
+    Mutation(
+        "ready-is-a-worker-that-looks",
+        "orchestrator/master.py",
+        "if not (one.is_reached or one.pool.is_stopping)]",
+        "if not (one.opened or one.pool.is_stopping)]",
+        "who launched is told that it is ready when it is, or why it is not",
+        (f"{IN_DAEMON}test_a_daemon_that_cannot_start_says_why_once_and_is_gone",),
+    ),
+    Mutation(
+        "launcher-leaves-no-daemon",
+        "orchestrator/launch.py",
+        "            if not is_wanted:\n",
+        "            if False:\n",
+        "a launch that failed leaves nothing",
+        (f"{IN_DAEMON}test_a_daemon_that_is_not_ready_in_time_is_ended",),
+    ),
+    Mutation(
+        "pid-file-lock-on-what-is-there",
+        "orchestrator/pidfile.py",
+        "            if self._is_there(dir_fd):",
+        "            if True:",
+        "one living process holds a pid file",
+        ("tests/unit/test_pidfile.py::test_a_file_removed_between_open_and_lock_is_made_again",),
+    ),
+    Mutation(
+        "log-goes-on-in-a-new-file",
+        "orchestrator/logs.py",
+        "            if self._has_moved():",
+        "            if False:",
+        "a log is rotated without a signal",
+        ("tests/unit/test_logs.py::test_a_file_that_was_renamed_or_removed_is_made_anew_for_the_next_line",),
     ),
 )
 

@@ -55,6 +55,8 @@ COMMANDS = {
         "orchestrator.cli.pool:drain", "Stop a pool when what is in hand is finished, at most stop_timeout."
     ),
     "reload": Entry("orchestrator.cli.pool:reload", "Have a pool read its configuration again."),
+    "signal": Entry("orchestrator.cli.signal:signal_", "Signal a pool: save the run log or the state, and others."),
+    "runlog": Entry("orchestrator.cli.runlog:runlog_", "Look at the run logs of a pool."),
     "scale": Entry("orchestrator.cli.pool:scale", "Set how many workers a queue of a pool has."),
     "check": Entry("orchestrator.cli.config:check", "Check configuration files."),
     "config": Entry("orchestrator.cli.config:config", "Show the configuration, or what can be configured."),

@@ -100,7 +100,7 @@ def drain(name: str | None, run_dir: Path, timeout_s: float) -> None:
 def reload(name: str | None, run_dir: Path) -> None:
     """Have a pool read its configuration again; its log says what came of it."""
     found = rundir.find(run_dir, name)
-    fd = _signal(found, signal.SIGHUP)
+    fd = send(found, signal.SIGHUP)
     if fd is not None:
         os.close(fd)
     click.echo(f"pool {found.name} was told to reload (process {found.pid})")
@@ -118,8 +118,8 @@ def scale(queue: str, workers: int, name: str | None, run_dir: Path) -> None:
 
 
 def _end(found: rundir.Running, number: signal.Signals, timeout_s: float) -> None:
-    fd = _signal(found, number)
-    if not _is_gone(found, fd, timeout_s):
+    fd = send(found, number)
+    if not is_gone(found, fd, timeout_s):
         raise Failed(
             f"pool {found.name} (process {found.pid}) is still running {timeout_s:g} s after {number.name}; wait with a"
             f" longer --timeout, or end it at once with 'kill -QUIT {found.pid}'"
@@ -127,8 +127,8 @@ def _end(found: rundir.Running, number: signal.Signals, timeout_s: float) -> Non
     click.echo(f"pool {found.name} has ended")
 
 
-def _signal(found: rundir.Running, number: signal.Signals) -> int | None:
-    """Signal the master; a descriptor that can be read when it has ended, None where the kernel has none."""
+def send(found: rundir.Running, number: int) -> int | None:
+    """Signal the master (0: only look); a descriptor that can be read when it has ended, None where there is none."""
     fd = None
     try:
         with contextlib.suppress(AttributeError):
@@ -156,7 +156,7 @@ def _signal(found: rundir.Running, number: signal.Signals) -> int | None:
     return fd
 
 
-def _is_gone(found: rundir.Running, fd: int | None, timeout_s: float) -> bool:
+def is_gone(found: rundir.Running, fd: int | None, timeout_s: float) -> bool:
     """Wait for its end, at most *timeout_s*."""
     if fd is not None:
         poller = select.poll()
@@ -219,7 +219,8 @@ def _title(queue: dict[str, object]) -> str:
     depth = _counts(queue["depth"])
     counts = ", ".join(f"{depth[state]} {state}" for state in ("waiting", "claimed", "deferred", "errors"))
     notes = [str(queue["state"])]
-    notes += [word for key, word in (("paused", "paused"), ("backed_off", "backed off")) if queue[key]]
+    noted = (("paused", "paused"), ("output_full", "output full"), ("backed_off", "backed off"))
+    notes += [word for key, word in noted if queue[key]]
     notes += [str(queue["reason"])] if queue["reason"] else []
     arrivals = f"; arrivals: {queue['arrivals']}" if queue["arrivals"] else ""
     return f"queue {queue['name']}: {', '.join(notes)}; {counts}{arrivals}"

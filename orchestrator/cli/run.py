@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,42 +21,28 @@ from rich.console import Console
 
 from orchestrator import logs
 from orchestrator.cli import Failed
-from orchestrator.config import Config, ConfigError, load
+from orchestrator.cli.action import ACTIONS, act
+from orchestrator.cli.options import CommandAfterDashes, configured
+from orchestrator.config import Config, ConfigError, load, unused_daemon_keys, working_directory
+from orchestrator.launch import launch
 from orchestrator.master import Master
 from orchestrator.progress import Bar, Progress, Summary, summarise, table
 
 
-class CommandAfterDashes(click.Command):
-    """A command whose words after the first ``--`` are a program of the user's; click would drop the ``--``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the program's words aside."""
-        at = args.index("--") if "--" in args else len(args)
-        ctx.meta["command"] = args[at + 1 :]
-        return super().parse_args(ctx, args[:at])
-
-
 @click.command(cls=CommandAfterDashes)
 @click.argument("queues", nargs=-1, metavar="[QUEUE...] [-- COMMAND...]")
-@click.option(
-    "--config", "-c", "path", type=click.Path(path_type=Path), help="TOML file (orchestrator config reference)."
-)
-@click.option("--handler", metavar="MODULE:NAME", help="Called with each message.")
-@click.option("--preload", is_flag=True, help="Import the handler before the fork; new code then needs a restart.")
-@click.option("--shell", is_flag=True, help="Give COMMAND, one text, to /bin/sh.")
-@click.option("--workers", "-w", metavar="N", help="Worker processes per queue.  [default: usable cores]")
-@click.option("--order", type=click.Choice(["fifo", "any"]), help="Which message first.  [default: fifo]")
-@click.option("--max-attempts", metavar="N", help="Failures until a message goes to errors/.  [default: 5]")
-@click.option("--retry-backoff", metavar="TIME", help="Delay before the second attempt.  [default: 1s]")
-@click.option("--time-limit", metavar="TIME", help="Kill a worker that handles one message for longer.")
-@click.option("--name", metavar="NAME", help="The pool's name.  [default: the queue's and a short hash]")
-@click.option("--host", metavar="ID", help="This host's name in leases.  [default: the hostname]")
-@click.option("--run-dir", metavar="DIR", help="Where the board, pid file and control socket are.")
-@click.option("--listen", metavar="HOST:PORT|none", help="Where to serve metrics.  [default: 127.0.0.1:9464]")
+@configured
+@click.option("--daemon/--no-daemon", "is_daemon", help="Leave the terminal; return when the pool is ready.")
 @click.option(
     "--until-empty", is_flag=True, help="End when nothing waits, is claimed or deferred: 0, or 4 with errors."
 )
 @click.option("--json", "is_json", is_flag=True, help="One JSON object at the end.")
+@click.option(
+    "--action",
+    type=click.Choice(list(ACTIONS)),
+    help="Run nothing: do this to the pool that runs (see orchestrator signal and runlog).",
+    metavar="ACTION",
+)
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
@@ -65,13 +52,16 @@ def run(
     ctx: click.Context,
     /,
     queues: tuple[str, ...],
-    path: Path | None,
+    paths: tuple[Path, ...],
     handler: str | None,
+    components: tuple[str, ...],
     *,
+    is_daemon: bool,
     preload: bool,
     shell: bool,
     until_empty: bool,
     is_json: bool,
+    action: str | None,
     log_level: str,
     log_format: str,
     **flags: str | None,
@@ -95,16 +85,32 @@ def run(
         raise Failed("--preload is for Python handlers, and a COMMAND has nothing to import: leave --preload out", 2)
     logs.setup(log_level, log_format)
 
+    try:
+        directory = working_directory()
+    except ConfigError as error:
+        raise Failed(str(error), 2) from error
+
     def read() -> Config:
-        return load(
-            path,
+        config = load(
+            paths,
             flags={**flags, "preload": preload or None, "shell": shell or None},
             environment=os.environ,
             queues=queues,
             handler=handler,
             command=command or None,
+            components=components,
+            directory=directory,
+            needs_queues=action is None,
         )
+        unused = () if is_daemon else unused_daemon_keys(config)
+        return config.model_copy(update={"warnings": (*config.warnings, *unused)})
 
+    if action is not None:
+        is_named = bool(flags["name"] or queues or paths or os.environ.get("ORCHESTRATOR_NAME"))
+        act(action, _configured(read), is_named=is_named)
+        return
+    if is_daemon:
+        ctx.exit(_launch(read, is_until_empty=until_empty, is_json=is_json))
     console = Console(stderr=True)
     is_shown = until_empty and not is_json and console.is_terminal
     summary, code = run_pool(read, Bar(console) if is_shown else None, is_until_empty=until_empty)
@@ -117,14 +123,11 @@ def run(
 
 def run_pool(read: Callable[[], Config], shown: Progress | None, *, is_until_empty: bool) -> tuple[Summary, int]:
     """Run the pool that *read* configures until it ends; what it did, and its exit code. Raises Failed."""
-    if not sys.platform.startswith("linux"):
-        raise Failed(
-            "a pool needs Linux (inotify, /proc, parent-death signals); elsewhere messages can be put and looked at"
-        )
-    try:
-        config = read()
-    except ConfigError as error:
-        raise Failed(str(error), 2) from error
+    config = _configured(read)
+    if config.pool.log_file is not None:
+        logs.append_to(logs.LogFile(config.pool.log_file))
+    # Who started us may ignore it, and then the kernel keeps no child's end for the master to collect.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     started_s = time.monotonic()
     on_tick = None if shown is None else lambda one: shown.draw(one.board)
     master = Master(config, read, is_until_empty=is_until_empty, on_tick=on_tick)
@@ -134,3 +137,36 @@ def run_pool(read: Callable[[], Config], shown: Progress | None, *, is_until_emp
         if shown is not None:
             shown.close()
     return summarise(master.board, time.monotonic() - started_s), code
+
+
+def _configured(read: Callable[[], Config]) -> Config:
+    if not sys.platform.startswith("linux"):
+        raise Failed(
+            "a pool needs Linux (inotify, /proc, parent-death signals); elsewhere messages can be put and looked at"
+        )
+    try:
+        return read()
+    except ConfigError as error:
+        raise Failed(str(error), 2) from error
+
+
+def _launch(read: Callable[[], Config], *, is_until_empty: bool, is_json: bool) -> int:
+    """Have a daemon run the pool; the exit code when it is ready, or has ended before. Raises Failed."""
+    config = _configured(read)
+
+    def serve(on_ready: Callable[[], None]) -> int:
+        return Master(config, read, is_until_empty=is_until_empty, on_ready=on_ready).run()
+
+    launched = launch(config, serve)
+    for text in (*config.warnings, *launched.reasons):
+        click.echo(f"orchestrator: {text}", err=True)
+    if is_json:
+        shown = {"name": config.pool.name, "pid": launched.pid, "code": launched.code, "errors": launched.reasons}
+        click.echo(json.dumps(shown))
+    elif launched.code is None:
+        click.echo(f"pool {config.pool.name} runs as process {launched.pid}")
+    elif not launched.reasons:
+        click.echo(
+            f"pool {config.pool.name} ran as process {launched.pid} and has ended with exit code {launched.code}"
+        )
+    return launched.code or 0

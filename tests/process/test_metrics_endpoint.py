@@ -20,6 +20,7 @@ BY_QUEUE = {
     "orchestrator_queue_measured_timestamp_seconds",
     "orchestrator_queue_measure_duration_seconds",
     "orchestrator_queue_paused",
+    "orchestrator_queue_output_full",
     "orchestrator_queue_feeder_last_seen_age_seconds",
     "orchestrator_queue_feeder_cpu_seconds_total",
     "orchestrator_queue_last_done_timestamp_seconds",

@@ -95,3 +95,31 @@ def test_a_queue_removed_and_added_again_keeps_its_counters(pools: Pools, queue:
     drop(queue, "second", b"x")
     pool.until(lambda: pool.outcome("done") == 2)
     assert pool.end() == 0
+
+
+def test_a_reload_reads_the_directory_of_fragments_anew(pools: Pools, queue: Path) -> None:
+    other = pools.place / "other"
+    make_queue(other).close()
+    file, conf = pools.place / "pool.toml", pools.place / "conf.d"
+    conf.mkdir()
+    file.write_text(text((queue, "note", 1), listen="none"))
+    pool = pools.start("--config", str(file), "--config", str(conf), listen=None).ready()
+
+    (conf / "10-other.toml").write_text(f'[[queue]]\nurl = "{other}"\nhandler = "{HANDLERS}:note"\nworkers = 1\n')
+    (conf / "20-more.toml").write_text(f'[[queue]]\nname = "{queue.name}"\nworkers = 2\n')
+    pool.send(signal.SIGHUP)
+    pool.until(lambda: len(pool.pids) == 3)
+    drop(other, "new", b"x")
+    pool.until(lambda: pool.outcome("done") == 1)
+
+    # A fragment that is refused changes nothing, and is named with its line.
+    (conf / "20-more.toml").write_text(f'[[queue]]\nname = "{queue.name}"\nworkers = 0\n')
+    pool.send(signal.SIGHUP)
+    pool.until(lambda: "20-more.toml:3: [[queue]] 1 workers: must be at least 1" in pool.log)
+    assert len(pool.pids) == 3
+
+    for fragment in conf.iterdir():
+        fragment.unlink()
+    pool.send(signal.SIGHUP)
+    pool.until(lambda: len(pool.pids) == 1)
+    assert pool.end() == 0

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import logging
 import os
 import re
+import select
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
+from orchestrator.child import FOR_THE_MASTER
+from orchestrator.loop import Loop
 from orchestrator.master import SIGNALS
-from tests.process.pools import HANDLERS, Pool, Pools, drop, files, is_empty, make_queue, marks, process, signal_all
+from tests.process.handlers import write
+from tests.process.pools import (
+    HANDLERS,
+    ROOT,
+    Pool,
+    Pools,
+    drop,
+    files,
+    is_empty,
+    make_queue,
+    marks,
+    process,
+    signal_all,
+)
 from tests.waiting import until
+from workers import Message
+from workers.worker import Leaving
 
 HOLD = ("--handler", f"{HANDLERS}:hold")
 
@@ -145,9 +168,197 @@ def test_a_signal_to_the_whole_group_drains_and_nothing_else(pools: Pools, queue
     assert is_empty(queue)
 
 
+def test_a_signal_to_the_whole_group_reaches_nobody_but_the_master(pools: Pools, queue: Path) -> None:
+    """Every child, from its first moment on; then all is as it was, and nobody is stopped."""
+    pool = holding(pools, queue)
+    before = pool.everyone()
+    children = [one for one in before if one.pid != pool.process.pid]
+    for number in FOR_THE_MASTER:
+        signal_all(children, number)
+    pools.hold.unlink()
+    pool.until(lambda: pool.outcome("done") == 2)
+    drop(queue, "more", b"x")
+    pool.until(lambda: pool.outcome("done") == 3)
+    assert pool.everyone() == before
+    assert not any(psutil.Process(one.pid).status() == psutil.STATUS_STOPPED for one in before)
+    assert {*FOR_THE_MASTER, signal.SIGTERM} == set(SIGNALS)
+    assert pool.end() == 0
+
+
+def ask(message: Message) -> None:
+    """Write down which signals a program ignores that a handler starts."""
+    found = subprocess.run(["grep", "SigIgn", "/proc/self/status"], capture_output=True, text=True, check=True)
+    write(f"{message.name} {found.stdout.split()[1]}")
+
+
+def test_programs_start_with_the_default_dispositions(pools: Pools, queue: Path) -> None:
+    """The command of a queue, and what a handler starts by itself."""
+    script = 'grep SigIgn /proc/self/status >> "$JOURNAL/program"'
+    for words in (("--handler", f"{__name__}:ask"), ("--", "sh", "-c", script)):
+        drop(queue, "asked", b"x")
+        pool = pools.start(str(queue), "--workers", "1", "--until-empty", *words)
+        assert pool.wait() == 0, pool.log
+    ignored = [int(line.split()[1], 16) for line in pools.journal()]
+    assert len(ignored) == 2
+    for mask in ignored:
+        assert [number for number in SIGNALS if mask >> (number - 1) & 1] == []
+
+
+PRELOADED = """
+import os, signal
+for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTTIN, signal.SIGTTOU):
+    os.kill(os.getpid(), number)
+
+def handle(message):
+    pass
+"""
+
+
+def test_a_signal_at_the_start_is_obeyed(pools: Pools, queue: Path) -> None:
+    """While the master imports a handler its name is taken already; what is sent then waits for the loop."""
+    (pools.place / "importing.py").write_text(PRELOADED)
+    path = os.pathsep.join([str(ROOT), str(pools.place)])
+    words = (str(queue), "--workers", "2", "--handler", "importing:handle", "--preload")
+    pool = pools.start(*words, environment={"PYTHONPATH": path}).ready()
+    state = pool.board_path.with_name("state")
+    pool.until(state.exists)
+    pool.until(lambda: "reloaded: 0 added" in pool.log)
+    pool.until(lambda: pool.log.count("workers wanted") == 2)
+    assert pool.end() == 0
+
+
+def test_Z1_usr1_and_usr2_and_alrm_end_nothing(pools: Pools, queue: Path) -> None:
+    pool = holding(pools, queue)
+    before = pool.everyone()
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM) * 3:
+        pool.send(number)
+    pool.until(lambda: "the state is in" in pool.log)
+    pools.hold.unlink()
+    pool.until(lambda: pool.outcome("done") == 2)
+    assert [one for one in before if not one.is_there] == []
+    assert pool.end() == 0
+
+
+def in_two_steps(message: Message) -> None:
+    """Write two files that belong together, and wait for HOLD between them."""
+    write(f"first {message.name}")
+    until(lambda: not os.path.exists(os.environ["HOLD"]), 60)
+    write(f"second {message.name}")
+
+
+def test_Z10_term_interrupts_no_code_of_a_handler(pools: Pools, queue: Path) -> None:
+    drop(queue, "m0", b"x")
+    pools.hold.touch()
+    pool = pools.start(str(queue), "--workers", "1", "--handler", f"{__name__}:in_two_steps").ready()
+    pool.until(lambda: pools.journal() == ["first m0"])
+    for pid in pool.pids:
+        os.kill(pid, signal.SIGTERM)
+    pool.send(signal.SIGTERM)
+    pool.until(lambda: "stopping" in pool.log)
+    pools.hold.unlink()
+    assert pool.wait() == 0
+    assert pools.journal() == ["first m0", "second m0"]
+    assert is_empty(queue)
+
+
+def test_Z11_no_signal_handler_logs(caplog: pytest.LogCaptureFixture) -> None:
+    """It may interrupt the very code that logs: what there is to say is said by the loop."""
+    caplog.set_level(logging.DEBUG)
+    loop, leaving = Loop(), Leaving()
+    before = signal.getsignal(signal.SIGALRM)
+    with contextlib.closing(loop):
+        loop.signals(dict.fromkeys(FOR_THE_MASTER, "event"))
+        for number in FOR_THE_MASTER:
+            signal.raise_signal(number)
+    signal.signal(signal.SIGALRM, leaving.tell)
+    signal.raise_signal(signal.SIGALRM)
+    signal.signal(signal.SIGALRM, leaving.ask)
+    signal.raise_signal(signal.SIGALRM)
+    signal.signal(signal.SIGALRM, before)
+    assert leaving.taken()
+    assert leaving.is_asked
+    assert caplog.records == []
+    for fd in (leaving.fd, leaving._writer):
+        os.close(fd)
+
+
+def deaf(message: Message) -> None:
+    """Hang in C, with every signal blocked that can be."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    write(f"hangs {message.name}")
+    libc = ctypes.CDLL(None)
+    while True:
+        libc.sleep(1000)
+
+
+def test_Z19_the_third_int_ends_a_handler_that_hears_nothing(pools: Pools, queue: Path) -> None:
+    drop(queue, "m0", b"x")
+    pool = pools.start(str(queue), "--workers", "1", "--handler", f"{__name__}:deaf").ready()
+    pool.until(lambda: pools.journal() == ["hangs m0"])
+    for count in (1, 2):
+        pool.send(signal.SIGINT)
+        pool.until(lambda count=count: pool.log.count("draining") == count)
+    assert pool.end(signal.SIGINT, 5) == 0
+    assert unburnt(queue) == [("m0", 0, 0)]
+
+
+def test_Z20_hup_reads_the_configuration_again(pools: Pools, queue: Path) -> None:
+    words = configured(pools, queue)
+    pool = pools.start(*words).ready()
+    path = Path(words[1])
+    path.write_text(path.read_text().replace("workers = 2", "workers = 1"))
+    pool.send(signal.SIGHUP)
+    pool.until(lambda: len(pool.pids) == 1)
+    assert pool.end() == 0
+
+
+def test_Z22_a_worker_that_dies_is_replaced_and_counted(pools: Pools, queue: Path) -> None:
+    pool = pools.start(str(queue), "--workers", "2", *HOLD).ready()
+    dead = pool.pids[0]
+    os.kill(dead, signal.SIGKILL)
+    pool.until(lambda: len(pool.pids) == 2 and dead not in pool.pids)
+    assert pool.status["totals"]["exits"]["signal"] == 1
+    assert pool.end() == 0
+
+
+COUNTER = """
+import os, signal, sys
+from orchestrator.loop import Loop
+
+loop = Loop()
+loop.signals({signal.SIGUSR1: "usr1", signal.SIGUSR2: "usr2", signal.SIGTERM: "term"})
+loop.on("usr1", lambda _: os.write(1, b"1"))
+loop.on("usr2", lambda _: os.write(1, b"2"))
+loop.on("term", lambda _: loop.stop(7))
+os.write(1, b"r")
+sys.exit(loop.run())
+"""
+
+
+def test_10000_signals_wake_a_sleeping_loop_and_none_is_lost() -> None:
+    """
+    One by one: the next is sent as soon as this one was answered, so it falls into the end of the turn, the look
+    before the sleep, or the sleep. A lost one would be noticed 10 s later, by whatever wakes the loop next.
+    """
+    with subprocess.Popen([sys.executable, "-c", COUNTER], stdout=subprocess.PIPE, cwd=ROOT, bufsize=0) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.read(1) == b"r"
+            for number in range(10_000):
+                process.send_signal((signal.SIGUSR1, signal.SIGUSR2)[number % 2])
+                ready, _, _ = select.select([process.stdout], [], [], 5.0)
+                assert ready, f"signal {number} woke nobody"
+                assert process.stdout.read(1) == b"12"[number % 2 : number % 2 + 1]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(5) == 7
+            assert process.stdout.read() == b""
+        finally:
+            process.kill()
+
+
 def test_every_signal_of_the_table_is_tested_here_or_in_reload() -> None:
     tested = {signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU}
-    assert set(SIGNALS) == tested
+    assert set(SIGNALS) == tested | {signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM}
 
 
 def test_a_second_master_of_the_same_name_is_refused(pools: Pools, queue: Path) -> None:

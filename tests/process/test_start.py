@@ -96,6 +96,17 @@ def test_an_import_that_no_fork_survives_is_no_preload(
     assert "Traceback" not in pool.log
 
 
+def test_components_are_preloaded_like_a_handler(pools: Pools, queue: Path, environment: dict[str, str]) -> None:
+    """Seen from what is refused: the master has imported the component, for a worker would not mind."""
+    source, reason = next(iter(REFUSED.values()))
+    (pools.place / "mine.py").write_text(source + "\n\nclass Part:\n    pass\n")
+    words = ("--component", "workers.piper:Commiter", "--component", "mine:Part", "--preload")
+    pool = pools.start(str(queue), *words, environment=environment)
+    assert pool.wait() == 1
+    assert reason in pool.log
+    assert "'mine:Part'" in pool.log
+
+
 def test_a_program_that_has_ended_is_no_hindrance(pools: Pools, queue: Path, environment: dict[str, str]) -> None:
     (pools.place / "mine.py").write_text("import subprocess\nsubprocess.run(['true'], check=True)\n" + MODULE)
     pool = pools.start(str(queue), "--handler", "mine:Handler", "-w", "1", "--preload", environment=environment)

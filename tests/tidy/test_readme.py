@@ -126,7 +126,7 @@ def _remove_kernel_queues() -> None:
 
 def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
     """In one go, for each block stands on those before it."""
-    first, shell, produce, others, drop_in, ddmq, kernel, operate = scripts()
+    first, shell, produce, others, drop_in, ddmq, kernel, operate, fragments = scripts()
 
     said = reader.type(first)
     packed = reader.place / "packed"
@@ -163,6 +163,16 @@ def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
     rejected = [path.name for path in (reader.place / "pages" / "errors").iterdir() if path.suffix != ".meta"]
     assert len(reader.waiting("pages") + rejected) == 1, "what was requeued is lost, or there twice"
     assert list((reader.place / "pages" / "pending").iterdir()) == [], "after a drain nothing is in hand"
+
+    said = reader.type(fragments)
+    for line in (
+        "workers = 1  # conf.d/50-fewer.toml:4",
+        'handler = "pages:handle"  # pool.toml:7',
+        'time_limit = "30s"  # environment: ORCHESTRATOR_TIME_LIMIT',
+        "max_attempts = 7  # command line: --max-attempts",
+        'order = "fifo"  # default',
+    ):
+        assert line in said.splitlines(), said
 
 
 def test_what_is_shown_and_not_run_has_a_reason() -> None:

@@ -36,6 +36,8 @@ WORKERS_LEVELS = {
     "workers.worker": 5,
     "workers.keeper": 5,
     "workers.handler": 5,
+    "workers.piper": 5,
+    "workers.output": 4,
     "workers.queues.open": 4,
     "workers.queues.directory": 2,
     "workers.queues.lease": 2,
@@ -439,7 +441,7 @@ def test_signal_table_of_the_operators_is_the_one_the_master_obeys() -> None:
     signals = importlib.import_module("orchestrator.master").SIGNALS
     text = text_of(ROOT / "deploy" / "OPERATIONS.md", "it has the signal table")
     table = between(text, "<!-- signals -->", "<!-- end -->")
-    rows = re.findall(r"(?m)^\| ([A-Z]+) \| (\w+) \|", table)
+    rows = re.findall(r"(?m)^\| ([A-Z][A-Z0-9]+) \| (\w+) \|", table)
     assert dict(rows) == {number.name.removeprefix("SIG"): word for number, word in signals.items()}
     assert len(rows) == len(signals)
 

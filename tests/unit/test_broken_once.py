@@ -51,7 +51,7 @@ def as_stat(real: os.stat_result, **times: float) -> os.stat_result:
 def test_one_directory_given_twice_is_refused_before_anything_starts(tmp_path):
     with pytest.raises(ConfigError, match="same queue"):
         load(
-            None,
+            (),
             flags={"workers": "1", "run_dir": str(tmp_path)},
             environment={},
             queues=[str(tmp_path / "q"), str(tmp_path / "q")],
@@ -356,7 +356,7 @@ def test_a_board_that_finds_the_disk_full_is_an_error_with_a_sentence(tmp_path):
 def test_a_worker_asked_to_leave_that_still_holds_a_message_is_not_idle(tmp_path):
     """Scaled down from two to one: the second finishes what it has, and the queue is not empty before."""
     config = load(
-        None, flags={"workers": "1", "run_dir": str(tmp_path)}, environment={}, queues=[str(tmp_path / "q")],
+        (), flags={"workers": "1", "run_dir": str(tmp_path)}, environment={}, queues=[str(tmp_path / "q")],
         handler="workers.handlers.echo:nothing",
     )  # fmt: skip
     board = Board.create()
@@ -376,7 +376,7 @@ def test_a_worker_asked_to_leave_that_still_holds_a_message_is_not_idle(tmp_path
 def test_a_queue_refused_after_another_was_ready_ends_the_pool_with_1(tmp_path, monkeypatch, is_until_empty):
     """Whichever of the two the keeper reports first."""
     config = load(
-        None, flags={"workers": "1", "run_dir": str(tmp_path)}, environment={},
+        (), flags={"workers": "1", "run_dir": str(tmp_path)}, environment={},
         queues=[str(tmp_path / "good"), str(tmp_path / "bad")], handler="workers.handlers.echo:nothing",
     )  # fmt: skip
     monkeypatch.setattr(Master, "_plan", lambda *_: None)

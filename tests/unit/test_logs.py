@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -109,3 +110,117 @@ def test_a_fault_in_a_call_that_logs_is_not_hidden(capsys: pytest.CaptureFixture
 def test_an_unknown_level_or_format_is_refused(level: str, format: str) -> None:  # noqa: A002
     with pytest.raises(ValueError, match="is none of"):
         logs.setup(level, format)
+
+
+# ---- a file
+
+
+def to_file(path: Path, format: str = "text") -> logging.Logger:  # noqa: A002 - the flag's name
+    logs.setup("info", format)
+    logs.append_to(logs.LogFile(path))
+    return logging.getLogger("orchestrator.master")
+
+
+def test_a_file_is_appended_to_in_the_format_that_was_set_up(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("before\n")
+    to_file(path, "json").info("worker %d", 3)
+    first, second = path.read_text().splitlines()
+    assert first == "before"
+    assert json.loads(second)["message"] == "worker 3"
+
+
+def test_a_file_that_was_renamed_or_removed_is_made_anew_for_the_next_line(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = to_file(path)
+    log.info("one")
+    path.rename(tmp_path / "log.1")
+    log.info("two")
+    path.unlink()
+    log.info("three")
+    assert path.read_text().count("\n") == 1
+    assert path.read_text().endswith("three\n")
+    assert (tmp_path / "log.1").read_text().endswith("one\n")
+
+
+def test_lines_go_on_into_the_open_file_while_its_name_cannot_be_opened(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "log"
+    path.parent.mkdir()
+    log = to_file(path)
+    path.rename(tmp_path / "kept")
+    path.parent.rmdir()
+    log.info("one")
+    assert (tmp_path / "kept").read_text().endswith("one\n")
+    path.parent.mkdir()
+    log.info("two")
+    assert path.read_text().endswith("two\n")
+
+
+def test_reopening_keeps_the_descriptor_and_leaves_none_open(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = to_file(path)
+    handler = logging.getLogger().handlers[0]
+    assert isinstance(handler, logs.LogFile)
+    fd, count = handler.fileno(), len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        path.unlink()
+        logs.reopen()
+        log.info("here")
+    assert handler.fileno() == fd
+    assert not os.get_inheritable(fd)
+    assert len(os.listdir("/proc/self/fd")) == count
+    assert path.read_text().count("\n") == 1
+
+
+def test_reopening_is_nothing_for_a_log_on_a_stream(tmp_path: Path) -> None:
+    stream, log = logged("text")
+    logs.reopen()
+    log.info("still here")
+    assert "still here" in stream.getvalue()
+
+
+def test_a_full_disk_loses_the_line_and_the_next_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First half a line is taken, then none, then all is well."""
+    path = tmp_path / "log"
+    log = to_file(path)
+    really = os.write
+
+    def half(fd: int, data: bytes) -> int:
+        return really(fd, data[: len(data) // 2])
+
+    def none(fd: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    for write in (half, none):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", write)
+            log.info("lost")
+    log.info("kept")
+    torn, kept = path.read_text().splitlines()
+    assert "kept" not in torn
+    assert kept.endswith("kept")
+
+
+def test_lines_of_several_processes_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = to_file(path)
+    pids = []
+    for name in "abcd":
+        pid = os.fork()
+        if pid == 0:
+            try:
+                for _ in range(50):
+                    log.info(name * 5000)
+            finally:
+                os._exit(0)
+        pids.append(pid)
+    for pid in pids:
+        assert os.waitpid(pid, 0)[1] == 0
+    texts = [line.rpartition(": ")[2] for line in path.read_text().splitlines()]
+    assert sorted(texts) == [name * 5000 for name in "abcd" for _ in range(50)]
+
+
+def test_a_fifo_that_nobody_reads_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(OSError, match="No such device"):
+        logs.LogFile(tmp_path / "log")

@@ -69,6 +69,7 @@ EXPECTED = {
     "orchestrator_queue_measure_duration_seconds": ("gauge", {"queue"}),
     "orchestrator_reaped_total": ("counter", {"queue", "kind", "reason"}),
     "orchestrator_queue_paused": ("gauge", {"queue"}),
+    "orchestrator_queue_output_full": ("gauge", {"queue"}),
     "orchestrator_queue_watch_info": ("gauge", {"queue", "mode"}),
     "orchestrator_queue_feeder_info": ("gauge", {"queue", "pid"}),
     "orchestrator_queue_feeder_last_seen_age_seconds": ("gauge", {"queue"}),
@@ -220,6 +221,7 @@ def test_words_become_numbers_in_base_units(board: Board, clock: Clock) -> None:
     words[W.LAST_DONE_MS] = 1_699_999_000_500
     board.worker(0).words[W.LAST_DONE_MS] = 1_699_999_000_000
     board.worker(0).words[W.BACKOFF] = 1
+    words[W.OUTPUT_FULL] = 1
     queue = board.queues[0].words
     queue[Q.TARGET], queue[Q.WAITING], queue[Q.ERRORS], queue[Q.PAUSED], queue[Q.WATCH] = 2, 9, 4, 1, 2
     queue[Q.OLDEST_WAITING_MS] = 90_000
@@ -250,6 +252,7 @@ def test_words_become_numbers_in_base_units(board: Board, clock: Clock) -> None:
     assert value(found, "orchestrator_queue_measure_duration_seconds", queue="mail") == 0.0015
     assert value(found, "orchestrator_queue_last_done_timestamp_seconds", queue="mail") == 1_699_999_000.5
     assert value(found, "orchestrator_queue_paused", queue="mail") == 1
+    assert value(found, "orchestrator_queue_output_full", queue="mail") == 1
     assert value(found, "orchestrator_queue_watch_info", queue="mail", mode="poll") == 1
     assert value(found, "orchestrator_queue_watch_info", queue="mail", mode="inotify") == 0
     assert value(found, "orchestrator_reaped_total", queue="mail", kind="claim", reason="owner_dead") == 8

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import running
+from orchestrator import running, state
 from orchestrator.child import Exit
 from orchestrator.config import load
 from orchestrator.loop import Loop
 from orchestrator.master import Master
+from orchestrator.reports import Reports
+from orchestrator.runlog import RunLog
+from orchestrator.services import Services
 from workers.board import Board, W, WorkerState, WorkerText
 from workers.message import Claim
 from workers.queues.base import Consumer
@@ -39,7 +42,7 @@ class DeadChild:
 @pytest.fixture
 def master(tmp_path: Path):
     config = load(
-        None,
+        (),
         flags={"workers": "1", "run_dir": str(tmp_path)},
         environment={},
         queues=[str(tmp_path / "q")],
@@ -49,6 +52,9 @@ def master(tmp_path: Path):
     one.board, one.loop = Board.create(), Loop()
     queue = running.start(config.queues[0], config.pool, one.board)
     one.queues[queue.config.name] = queue
+    one.services = Services(one.loop, one.board, "a-master", "here", one.queues, None, lambda *_: None, lambda: None)
+    source = state.begin(config, one.board, one.queues, one.loop, tmp_path)
+    one.reports = Reports(source, one.services, RunLog("a", tmp_path, 1))
     yield one
     one.loop.close()
 
@@ -77,14 +83,13 @@ def test_H34_a_dead_owner_is_off_the_board_before_the_keeper_is_told(master, mon
     def order(do, one, **more):
         told.append((do, more["owner"], more["cause"], queue.worker_slot(board, 0).text(WorkerText.OWNER)))
 
-    monkeypatch.setattr(Master, "_order", lambda self, do, one, **more: order(do, one, **more))
+    monkeypatch.setattr(Services, "order", lambda self, do, one, **more: order(do, one, **more))
     master._collect(queue, 0)
     assert told == [("release", "the-owner", "died", "")]
 
 
-def test_a_dead_worker_leaves_its_counters_and_nothing_of_the_process(master, monkeypatch):
+def test_a_dead_worker_leaves_its_counters_and_nothing_of_the_process(master):
     queue, board = occupy(master, Exit(None, signal.SIGKILL, 5_000))
-    monkeypatch.setattr(Master, "_order", lambda *_args, **_more: None)
     master._collect(queue, 0)
     words = queue.worker_slot(board, 0).words
     assert (words[W.CLAIMS], words[W.CPU_BASE_NS], words[W.EXITS_SIGNAL]) == (7, 5_000, 1)
@@ -95,7 +100,6 @@ def test_a_dead_worker_leaves_the_loop_at_rest(master, monkeypatch):
     """Unwatched before its descriptor is closed: siblings hold the pipe, so a selector would report it for ever."""
     queue, _board = occupy(master, Exit(None, signal.SIGKILL, 5))
     steps = []
-    monkeypatch.setattr(Master, "_order", lambda *_args, **_more: None)
     monkeypatch.setattr(master.loop, "unwatch", lambda fd: steps.append("unwatch"))
     monkeypatch.setattr(DeadChild, "close", lambda self: steps.append("close"))
     master._collect(queue, 0)

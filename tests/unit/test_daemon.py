@@ -1,0 +1,185 @@
+"""
+test_daemon - who a daemon becomes, and what passes between it and its launcher
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pwd
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import identity, rundir
+from orchestrator.daemon import TEXT_MAX, Launcher
+from orchestrator.identity import Identity, IdentityError, identify
+from orchestrator.rundir import RunDirError
+
+NOBODY = 12345  # nobody's number
+
+
+@pytest.fixture(name="channel")
+def _channel() -> Iterator[tuple[Launcher, socket.socket]]:
+    """The daemon's end as a logging handler, and the launcher's."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(0)
+    launcher = Launcher(theirs)
+    log = logging.getLogger("test_daemon")
+    log.addHandler(launcher)
+    yield launcher, ours
+    log.removeHandler(launcher)
+    ours.close()
+    theirs.close()
+
+
+def received(ours: socket.socket) -> list[dict[str, Any]]:
+    """All that was told, until now or until the end."""
+    packets = []
+    while True:
+        try:
+            packet = ours.recv(1 << 20)
+        except BlockingIOError:
+            return packets
+        if not packet:
+            return packets
+        packets.append(json.loads(packet))
+
+
+# ---- the channel
+
+
+def test_errors_are_passed_on_and_warnings_are_not(channel: tuple[Launcher, socket.socket]) -> None:
+    log = logging.getLogger("test_daemon")
+    log.warning("no")
+    log.error("queue %s is refused", "a\nb")
+    try:
+        raise LookupError("gone")
+    except LookupError:
+        log.exception("it failed")
+    assert received(channel[1]) == [{"error": r"queue a\nb is refused"}, {"error": "it failed: LookupError: gone"}]
+
+
+def test_the_last_word_ends_the_channel_and_what_is_logged_later_harms_nobody(
+    channel: tuple[Launcher, socket.socket], capsys: pytest.CaptureFixture[str]
+) -> None:
+    launcher, ours = channel
+    assert launcher.name_myself()
+    launcher.ready()
+    launcher.ended(1)
+    logging.getLogger("test_daemon").error("late")
+    assert received(ours) == [{"pid": os.getpid()}, {"ready": True}]
+    assert "Logging error" not in capsys.readouterr().err
+
+
+def test_a_launcher_that_is_gone_is_noticed_only_where_it_matters(channel: tuple[Launcher, socket.socket]) -> None:
+    launcher, ours = channel
+    ours.close()
+    logging.getLogger("test_daemon").error("nobody reads this")
+    assert not launcher.name_myself()
+    launcher.ended(1)
+
+
+def test_a_launcher_that_reads_nothing_holds_nobody_up(channel: tuple[Launcher, socket.socket]) -> None:
+    """It was stopped by its terminal. Errors are lost then, and the number of what is lost does not matter."""
+    for number in range(1000):
+        logging.getLogger("test_daemon").error("%d %s", number, "x" * TEXT_MAX)
+    found = received(channel[1])
+    assert 0 < len(found) < 1000
+    assert all(len(one["error"]) == TEXT_MAX for one in found)
+
+
+def test_a_fault_in_a_call_that_logs_is_shown_and_stops_nobody(
+    channel: tuple[Launcher, socket.socket], capsys: pytest.CaptureFixture[str]
+) -> None:
+    channel[0].handle(logging.LogRecord("test_daemon", logging.ERROR, "here", 1, "%d", ("no number",), None))
+    assert "Logging error" in capsys.readouterr().err
+    assert received(channel[1]) == []
+
+
+# ---- identity
+
+
+def test_nothing_asked_is_nothing_changed() -> None:
+    assert identify(None, None) is None
+
+
+def test_a_user_brings_his_group_and_his_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    user = pwd.struct_passwd(("orders", "x", 700, 701, "", "/", ""))
+    monkeypatch.setattr(pwd, "getpwnam", {"orders": user}.__getitem__)
+    monkeypatch.setattr(pwd, "getpwuid", {700: user}.__getitem__)
+    monkeypatch.setattr(os, "getgrouplist", lambda name, gid: [gid, 800] if name == "orders" else [])
+    assert identify("orders", None) == identify("700", None) == Identity(700, 701, (701, 800))
+    assert identify("orders", "900") == Identity(700, 900, (900, 800))
+
+
+def test_a_user_without_a_name_needs_a_group_and_has_only_that() -> None:
+    assert identify(str(NOBODY), "900") == Identity(NOBODY, 900, (900,))
+    with pytest.raises(IdentityError, match=r"user 12345 has no name.*: give a group too"):
+        identify(str(NOBODY), None)
+
+
+def test_a_group_alone_leaves_the_user_and_drops_the_other_groups() -> None:
+    assert identify(None, "900") == Identity(os.getuid(), 900, (900,))
+
+
+@pytest.mark.parametrize(("user", "group"), [("no such", None), ("root", "no such"), (None, "no such")])
+def test_an_unknown_name_is_said(user: str | None, group: str | None) -> None:
+    with pytest.raises(IdentityError, match=r"there is no (user|group) no such"):
+        identify(user, group)
+
+
+def test_who_is_that_user_already_and_no_root_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("getuid", "geteuid"):
+        monkeypatch.setattr(identity.os, name, lambda: NOBODY)
+    monkeypatch.setattr(identity.os, "getgid", lambda: 900)
+    assert identify(str(NOBODY), "900") is None
+    assert identify(str(NOBODY), "901") is not None
+
+
+# ---- the run directory of somebody else
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_run_directory_is_made_for_the_user_below_what_he_can_pass(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        for _ in range(2):
+            rundir.prepare(tmp_path / "run", "demo", (NOBODY, NOBODY))
+    finally:
+        os.umask(before)
+    assert ((tmp_path / "run").stat().st_uid, (tmp_path / "run").stat().st_mode & 0o777) == (0, 0o755)
+    own = (tmp_path / "run" / "demo").stat()
+    assert (own.st_uid, own.st_gid, own.st_mode & 0o777) == (NOBODY, NOBODY, 0o700)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_in_a_directory_of_the_user_his_own_is_made_with_his_rights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is given away there: he could have put a link in its place meanwhile."""
+
+    def chown(*arguments: object, **more: object) -> None:
+        raise AssertionError(arguments)
+
+    (tmp_path / "run").mkdir(mode=0o755)
+    os.chown(tmp_path / "run", NOBODY, NOBODY)
+    monkeypatch.setattr(os, "chown", chown)
+    for _ in range(2):
+        rundir.prepare(tmp_path / "run", "demo", (NOBODY, NOBODY))
+    own = (tmp_path / "run" / "demo").stat()
+    assert (own.st_uid, own.st_gid, own.st_mode & 0o777) == (NOBODY, NOBODY, 0o700)
+    assert (os.geteuid(), os.getegid()) == (0, 0)
+    (tmp_path / "run" / "link").symlink_to(tmp_path)
+    with pytest.raises(RunDirError, match="symbolic link"):
+        rundir.prepare(tmp_path / "run", "link", (NOBODY, NOBODY))
+
+
+def test_a_run_directory_of_our_own_is_for_us_alone(tmp_path: Path) -> None:
+    rundir.prepare(tmp_path / "run", "demo")
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "run" / "demo").stat().st_mode & 0o777 == 0o700
