@@ -44,7 +44,8 @@ from workers.queues.null import NoMessages
 from workers.queues.open import open_queue
 from workers.saved import save
 from workers.system import SYSTEM
-from workers.worker import WAIT_S, Leaving, Wait, Worker, at_descriptor, at_queue, barred, polling
+from workers.waiting import WAIT_S, Leaving, Wait, at_descriptor, at_queue, barred, polling
+from workers.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -276,6 +277,8 @@ def _start(
             other = places.setdefault((found.st_dev, found.st_ino), config.name)
             if other != config.name:
                 raise QueueRefused(f"{config.url} is the same directory as queue {other} of this pool: leave one out")
+        if settings.create:
+            _make(config.output or config.forward)
         return queue
 
     keeper = QueueKeeper(open_it, consumer)
@@ -291,6 +294,13 @@ def _start(
     thread = threading.Thread(target=run, name=config.name, daemon=True)
     thread.start()
     return keeper, thread
+
+
+def _make(target: str | None) -> None:
+    """Make the queue that is handed on to, where it is a URL. One that cannot be made is waited for by the workers."""
+    if target is not None and ":" in target:
+        with contextlib.suppress(OrchestratorError, OSError):
+            open_queue(target, create=True).close()
 
 
 def _end_orphans(board: Board, keepers: Mapping[str, QueueKeeper]) -> None:

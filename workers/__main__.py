@@ -26,7 +26,8 @@ from workers.handlers.command import Command
 from workers.keeper import attach_alone
 from workers.queues.base import Settings
 from workers.queues.open import open_queue
-from workers.worker import Leaving, Worker, waiting_at
+from workers.waiting import Leaving, waiting_at
+from workers.worker import Worker
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -43,12 +43,17 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def worded(pattern: str, statistics: Mapping[str, object], prefix: str = "") -> str:
-    """The lines of *statistics*, each by *pattern*, which is given the lines before it, key, cnt, inc and spd."""
+    """
+    The lines of *statistics*, each by *pattern*, which is given the lines before it, key, cnt, inc and spd.
+
+    What was never counted is left out.
+    """
     text = ""
     for key, value in statistics.items():
         assert isinstance(value, Mapping)  # noqa: S101 - calc_statistics answers nothing else
         if "cnt" in value and not isinstance(value["cnt"], Mapping):
-            text = pattern.format(text, prefix + key, value["cnt"], value["inc"], value["spd"])
+            if value["cnt"] or value["inc"]:
+                text = pattern.format(text, prefix + key, value["cnt"], value["inc"], value["spd"])
         else:
             text += worded(pattern, value, f"{prefix}{key}.")
     return text

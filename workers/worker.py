@@ -12,7 +12,7 @@ TERM asks to leave after the message in hand. A thread beats the slot every seco
 and ends the process when its master is gone (the kernel's parent-death signal is
 the faster of the two).
 Long because: the loop and the settling of every outcome are one story.
-See also: handler (how a handler is called), queues.base (the verbs), keeper (what
+See also: waiting, handler (how a handler is called), queues.base (the verbs), keeper (what
 happens to the message of a worker that dies here).
 """
 
@@ -21,8 +21,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import random
-import select
 import signal
 import threading
 import time
@@ -46,13 +44,12 @@ from workers.message import Body, Claim, Done, Forward, Message, Reject, Retry
 from workers.output import OutputLimit
 from workers.queues import names
 from workers.queues.base import Claimable, Consumer, Queue
-from workers.queues.null import NoMessages
 from workers.queues.open import open_queue
 from workers.system import SYSTEM, System, allow_late_timers
+from workers.waiting import WAIT_S, Leaving, Wait
 
 log = logging.getLogger(__name__)
 
-WAIT_S = 1.0
 TROUBLE_S_MAX = 5.0
 IDLE, BUSY = int(WorkerState.IDLE), int(WorkerState.BUSY)
 LATE_S = 0.2  # how much later than a second a beat may come
@@ -60,7 +57,6 @@ REST_S = 2.0  # between two signs of life of a worker with nothing in hand
 MOVED_IN_S = 1.0  # a file older than that may have been moved in, and its name is read for when
 LONG_S = 1.0  # a message held longer is named in the process title
 FULL_S = 10.0  # an output that is full for longer is spoken of
-BARRED_S = 0.5  # a worker that may not claim looks so often whether it may
 
 # A member of an enumeration costs as much to look up as a word to write, and these are written for each message.
 CLAIMS, PROCESS_CLAIMS, PROCESS_SETTLED = int(W.CLAIMS), int(W.PROCESS_CLAIMS), int(W.PROCESS_SETTLED)
@@ -75,118 +71,6 @@ OUTCOME_WORDS = {
     "fenced": int(W.FENCED),
     "input_gone": int(W.INPUT_GONE),
 }
-
-
-class Leaving:
-    """Whether this worker was asked to leave, or to tell its state; ``fd`` is readable then, so a wait ends at once."""
-
-    def __init__(self) -> None:
-        self.is_asked = False
-        self.is_to_tell = False
-        self.fd, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def ask(self, *_: object) -> None:
-        """Ask. May be a signal handler."""
-        self.is_asked = True
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._writer, b"x")
-
-    def tell(self, *_: object) -> None:
-        """Ask for the state. May be a signal handler."""
-        self.is_to_tell = True
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._writer, b"s")
-
-    def taken(self) -> bool:
-        """Whether the state is asked for: once for all that asked since the last call. Main thread only."""
-        is_told = self.is_to_tell
-        # ORDER: the flag down, then read, then the flag again: a handler may run between any two of these, and what is
-        # in neither the flag nor the pipe afterwards is lost. See test_no_wakeup_is_lost_while_the_state_is_asked_for.
-        while self.is_to_tell:
-            self.is_to_tell = False
-            self._empty()
-        return is_told
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for being asked to leave; True when it was. Ends as well when the state is asked for."""
-        if readable_within(self.fd, timeout_s) and not self.is_asked:
-            self._empty()  # or the next wait would end at once, too
-        return self.is_asked
-
-    def _empty(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self.fd, 4096)
-        if self.is_asked:  # the handler of TERM may have run before the read: that byte is to stay
-            self.ask()
-
-
-def readable_within(fd: int, timeout_s: float) -> bool:
-    """Wait until *fd* is readable, at most *timeout_s*. By poll: select knows no descriptor of 1024 and more."""
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(timeout_s * 1000))
-
-
-Wait = Callable[[float, int], bool]  # wait(timeout_s, fd): until there may be a message, or fd is readable
-
-
-def polling(queue: Queue, system: System = SYSTEM) -> Wait:
-    """Adaptive polling: 1 ms doubling to 100 ms (1 s on a network filesystem) while nothing comes."""
-    longest_s = 1.0 if isinstance(queue, Claimable) and queue.network else 0.1
-    if isinstance(queue, NoMessages):
-        longest_s = WAIT_S
-    state = {"pause_s": 0.001, "last_ns": 0}
-
-    def wait(timeout_s: float, fd: int) -> bool:
-        now_ns = system.boottime_ns()
-        if now_ns - state["last_ns"] > 2e9 * state["pause_s"] + 2e6:
-            state["pause_s"] = 0.001  # something was handled since the last wait
-        pause_s = min(state["pause_s"] * random.uniform(0.8, 1.2), timeout_s)  # noqa: S311 - spreads load
-        readable_within(fd, pause_s)
-        state["pause_s"] = min(state["pause_s"] * 2, longest_s)
-        state["last_ns"] = system.boottime_ns()
-        return True
-
-    return wait
-
-
-def at_descriptor(watched: int) -> Wait:
-    """
-    Wait until *watched* is readable; an event of it wakes one of those who wait.
-
-    An epoll of the worker's own: the kernel passes over those who do not wait in theirs. Source: epoll_ctl(2).
-    """
-    poller = select.epoll()
-    poller.register(watched, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-
-    def wait(timeout_s: float, fd: int) -> bool:
-        with contextlib.suppress(FileExistsError):
-            poller.register(fd, select.EPOLLIN)
-        return any(ready != fd for ready, _ in poller.poll(timeout_s))
-
-    return wait
-
-
-def at_queue(watched: int, words: memoryview[int]) -> Wait:
-    """Wait at the queue's own descriptor; while it is paused, what waits there ends no wait. *words*: of the queue."""
-    unpaused = at_descriptor(watched)
-
-    def wait(timeout_s: float, fd: int) -> bool:
-        return barred(timeout_s, fd) if words[Q.PAUSED] else unpaused(timeout_s, fd)
-
-    return wait
-
-
-def waiting_at(queue: Queue, words: memoryview[int]) -> Wait:
-    """How a worker without a master waits: at the queue's own descriptor where it has one, else by polling."""
-    if isinstance(queue, Claimable) and queue.wait_fd >= 0:
-        return at_queue(queue.wait_fd, words)
-    return polling(queue)
-
-
-def barred(timeout_s: float, fd: int) -> bool:
-    """Wait while nobody may claim, so that what waits does not end the wait again and again."""
-    return not readable_within(fd, min(timeout_s, BARRED_S))
 
 
 @dataclass(slots=True)

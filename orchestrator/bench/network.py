@@ -36,7 +36,8 @@ from workers.queues.feeder import Feeder, Feeding
 from workers.queues.scan import Incoming
 from workers.queues.spool import Spool
 from workers.system import SYSTEM, die_with_parent
-from workers.worker import Leaving, Worker
+from workers.waiting import Leaving
+from workers.worker import Worker
 
 WORKERS = (1, 2, 4, 8, 16, 32)
 BODY = bytes(1024)

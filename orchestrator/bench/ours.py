@@ -22,7 +22,8 @@ from workers.queues import names
 from workers.queues.base import Consumer, Settings
 from workers.queues.open import open_queue
 from workers.system import SYSTEM
-from workers.worker import Leaving, Worker
+from workers.waiting import Leaving
+from workers.worker import Worker
 
 LEASE_NS = 1 << 62  # no keeper beats here, and no measurement takes a century
 

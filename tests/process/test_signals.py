@@ -35,7 +35,7 @@ from tests.process.pools import (
 )
 from tests.waiting import until
 from workers import Message
-from workers.worker import Leaving
+from workers.waiting import Leaving
 
 HOLD = ("--handler", f"{HANDLERS}:hold")
 

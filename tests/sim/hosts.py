@@ -30,8 +30,9 @@ from workers.queues.base import Cause, Consumer
 from workers.queues.feed import NUDGE, SILENT_NS
 from workers.queues.feeder import Feeder, Feeding
 from workers.queues.spool import Spool
-from workers.worker import Leaving as RealLeaving
-from workers.worker import Wait, Worker
+from workers.waiting import Leaving as RealLeaving
+from workers.waiting import Wait
+from workers.worker import Worker
 
 if TYPE_CHECKING:
     from tests.sim.cluster import Cluster
@@ -94,7 +95,7 @@ class Keeper(QueueKeeper):
 
 
 class Leaving(RealLeaving):
-    """workers.worker.Leaving in virtual time."""
+    """workers.waiting.Leaving in virtual time."""
 
     fd = -1
 
@@ -257,7 +258,7 @@ class Master:
                 self.wire.add(NUDGE)
 
     def _waiter(self, process: Client, queue: Spool) -> Wait:
-        """How an idle worker waits: at the pipe as orchestrator.roles has it, or as workers.worker.polling does."""
+        """How an idle worker waits: at the pipe as orchestrator.roles has it, or as workers.waiting.polling does."""
         longest_s = 1.0 if queue.directory.network else 0.1
         wire, uniform, words = self.wire, self.virtual.random.uniform, self.board.queues[self.slot].words
         state = {"pause_s": 0.001, "last_ns": 0}

@@ -29,7 +29,8 @@ from workers.board import Q
 from workers.message import Claim, Message, Outcome
 from workers.queues.base import Consumer, Settings
 from workers.queues.spool import Spool
-from workers.worker import Leaving, Worker
+from workers.waiting import Leaving
+from workers.worker import Worker
 
 # ---- claiming
 

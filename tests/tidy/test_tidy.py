@@ -38,6 +38,7 @@ WORKERS_LEVELS = {
     "workers.handler": 5,
     "workers.piper": 5,
     "workers.output": 4,
+    "workers.waiting": 4,
     "workers.queues.open": 4,
     "workers.queues.directory": 2,
     "workers.queues.lease": 2,

@@ -40,7 +40,7 @@ from workers.message_queue import (
 )
 from workers.posix_mq import Mq, limits, unlink
 from workers.system import process_state
-from workers.worker import readable_within
+from workers.waiting import readable_within
 
 new_name = pytest.fixture(names, name="new_name")
 Started = Callable[..., "subprocess.Popen[bytes]"]

@@ -42,7 +42,7 @@ from workers.queues.mqueue_look import name_of, priority_of
 from workers.queues.mqueue_state import split_options, state_directory
 from workers.queues.open import open_queue
 from workers.system import System
-from workers.worker import at_descriptor, waiting_at
+from workers.waiting import at_descriptor, waiting_at
 
 SETTLES = ("done", "retry", "reject", "release")
 BODY = b"content"

@@ -22,7 +22,8 @@ from workers.message import Claim, Done, Forward, Message, Reject
 from workers.piper import EVENTS, NOT_SETTLED, Commiter, Filer, Piper, bytes_of, component_of, text_of
 from workers.queues.base import Queue
 from workers.queues.null import Null
-from workers.worker import OUTCOME_WORDS, Leaving, Worker
+from workers.waiting import Leaving
+from workers.worker import OUTCOME_WORDS, Worker
 
 ODD = b"caf\xe9 \xff\x00\r\nsecond\rthird\n\xf0\x9f\x98\x80 \xed\xa0\x80"  # no UTF-8, every line end, a lone surrogate
 KINDS = sorted(set(OPENERS) - {"null"})

@@ -20,7 +20,8 @@ from workers.board import Board, W, WorkerState, WorkerText
 from workers.message import Claim
 from workers.queues.base import Consumer
 from workers.queues.null import Null
-from workers.worker import Leaving, Worker
+from workers.waiting import Leaving
+from workers.worker import Worker
 
 
 class DeadChild:

@@ -16,7 +16,7 @@ from orchestrator.loop import Loop
 from orchestrator.state import Inquiry, Tally, answers, dump, sums, worker_file
 from workers.board import Board, W, WorkerState, WorkerText
 from workers.saved import save
-from workers.worker import Leaving, readable_within
+from workers.waiting import Leaving, readable_within
 
 
 class FakeChild:

@@ -15,7 +15,8 @@ from workers.handlers.onward import Onward
 from workers.message import Done, Forward, Reject, Retry
 from workers.queues.base import Settings
 from workers.queues.open import open_queue
-from workers.worker import OUTCOME_WORDS, Leaving, Worker
+from workers.waiting import Leaving
+from workers.worker import OUTCOME_WORDS, Worker
 
 
 class Patient(Leaving):
