@@ -100,7 +100,7 @@ class Leaving(RealLeaving):
     fd = -1
 
     def __init__(self, process: Client) -> None:
-        self.is_asked = False
+        self.is_asked = self.is_to_tell = False
         self._process = process
 
     def ask(self, *_: object) -> None:

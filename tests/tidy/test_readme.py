@@ -126,7 +126,7 @@ def _remove_kernel_queues() -> None:
 
 def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
     """In one go, for each block stands on those before it."""
-    first, shell, produce, others, drop_in, ddmq, kernel, operate, fragments = scripts()
+    first, shell, produce, components, others, drop_in, ddmq, kernel, operate, background, fragments = scripts()
 
     said = reader.type(first)
     packed = reader.place / "packed"
@@ -142,6 +142,11 @@ def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
     errors = [path for path in (reader.place / "pages" / "errors").iterdir() if path.suffix != ".meta"]
     assert [path.read_bytes() for path in errors] == [b""], "of all pages the empty one was rejected"
     assert said.splitlines()[-1].startswith("errors "), said
+
+    said = reader.type(components)
+    loud = reader.place / "loud" / "incoming"
+    assert sorted(path.read_text() for path in loud.iterdir()) == ["ONE", "TWO"], said
+    assert {path.name.rpartition("~")[2] for path in loud.iterdir()} == set(said.split()[:2]), "they keep their names"
 
     said = reader.type(others)
     assert said.count("from any program\n") == 2, said  # by the get, and by the handler
@@ -163,6 +168,10 @@ def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
     rejected = [path.name for path in (reader.place / "pages" / "errors").iterdir() if path.suffix != ".meta"]
     assert len(reader.waiting("pages") + rejected) == 1, "what was requeued is lost, or there twice"
     assert list((reader.place / "pages" / "pending").iterdir()) == [], "after a drain nothing is in hand"
+
+    said = reader.type(background)
+    for words in ("pool site runs as process", "it lives and is running", "the state is in", "has ended", "success"):
+        assert words in said, said
 
     said = reader.type(fragments)
     for line in (
