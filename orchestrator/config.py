@@ -38,7 +38,7 @@ from orchestrator.config_models import (
     tables,
 )
 from orchestrator.config_overlay import ARGUMENT_KEYS, NO_VARIABLE, flag_of, hands_on, mistyped, overlay, variables
-from orchestrator.config_rules import targets, totals
+from orchestrator.config_rules import files, targets, totals
 from orchestrator.config_toml import ConfigError, Fault, nearest
 from orchestrator.config_values import base_name, pool_name, run_directory, url_digits
 
@@ -120,7 +120,8 @@ def _checked(found: Drafts, environment: Mapping[str, str]) -> Config:
     made = [_queue(draft, found, faults) for draft in found.queues]
     ready = tuple(queue for queue in made if queue is not None)
     drafted = found.single["pool"]
-    if "name" not in drafted.values:
+    is_named = "name" in drafted.values
+    if not is_named:
         drafted.derive("name", pool_name(ready[0].url) if ready else "pool")
     drafted.values.setdefault("run_dir", str(run_directory(environment, os.geteuid())))
     pool = checked(drafted, PoolConfig, faults)
@@ -129,6 +130,8 @@ def _checked(found: Drafts, environment: Mapping[str, str]) -> Config:
     faults += totals(ready, found.queues)
     if len(ready) == len(found.queues):
         faults += targets(ready, found.queues)
+    if pool is not None and daemon is not None:
+        faults += files(pool, daemon, found.single)
     if faults or pool is None or metrics is None or daemon is None:
         # Sorting is stable: each file's errors by line, then what has no line in the order it was found.
         order = {str(file): index for index, file in enumerate(found.files)}
@@ -136,7 +139,7 @@ def _checked(found: Drafts, environment: Mapping[str, str]) -> Config:
         raise ConfigError.of(fault for _, fault in sorted(zip(where, faults, strict=True), key=lambda pair: pair[0]))
     return Config(
         pool=pool, queues=ready, metrics=metrics, daemon=daemon, paths=tuple(found.files),
-        warnings=(*found.warnings, *mistyped(environment)),
+        is_named=is_named, warnings=(*found.warnings, *mistyped(environment)),
     )  # fmt: skip
 
 

@@ -14,7 +14,6 @@ See also: config (what overrides files), config_toml (one file).
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,20 +86,7 @@ def _files_at(path: Path, directory: str, unread: list[Fault], warnings: list[st
     files = [path / name for name in plain if name.endswith(SUFFIX)]
     if plain and not files:
         warnings.append(f"nothing is read in {names.shown(str(path))}: no name there ends in {SUFFIX}")
-    return [file for file in files if _is_regular(file, directory, unread)]
-
-
-def _is_regular(file: Path, directory: str, unread: list[Fault]) -> bool:
-    try:
-        mode = os.stat(os.path.join(directory, file)).st_mode
-    except OSError as error:
-        what = "; it is a symbolic link to nothing" if os.path.islink(os.path.join(directory, file)) else ""
-        unread.append(Fault(str(file), None, "", f"cannot be read: {error.strerror or error}{what}"))
-        return False
-    # A pipe with that name would hold up the reader for ever.
-    if not stat.S_ISREG(mode):
-        unread.append(Fault(str(file), None, "", "is no regular file; move it out, or give it another name"))
-    return stat.S_ISREG(mode)
+    return files
 
 
 def _merge_file(found: Drafts, source: str, raw: Mapping[str, object], lines: Mapping[Place, int], base: str) -> None:

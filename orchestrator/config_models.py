@@ -89,7 +89,8 @@ class PoolConfig(_Table):
     )
     runlog_dir: FilePath = Field(
         default_factory=lambda data: _below_run_dir(data, "runlog"),
-        description="directory of the run logs (orchestrator runlog)",
+        description="directory of the run logs (orchestrator runlog); a pool without a name of its own that is no"
+        " daemon keeps them only where this is set",
         json_schema_extra={"type": TEXT, "default": "RUN_DIR/NAME/runlog"},
     )
     runlog_interval: Duration = Field(
@@ -394,8 +395,8 @@ class Config(BaseModel):
     """
     The whole configuration in force.
 
-    *paths* are the files that were read, in their order. *warnings* are sentences for the
-    log, no part of what it means.
+    *paths* are the files that were read, in their order. *is_named*: the pool's name was given, not derived.
+    *warnings* are sentences for the log, no part of what it means.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -405,6 +406,7 @@ class Config(BaseModel):
     metrics: MetricsConfig
     daemon: DaemonConfig
     paths: tuple[Path, ...] = ()
+    is_named: bool = True
     warnings: tuple[str, ...] = ()
 
     @property

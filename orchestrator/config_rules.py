@@ -4,6 +4,7 @@ config_rules - which keys of a queue go together, and which queues of a pool
     combinations()  of one queue: one way to handle messages, times that fit each other
     targets()       between queues: where output and forward lead
     totals()        what a board has room for
+    files()         which file is which: each is written by one
 
 Pure: no file, no queue. Each answers with sentences, and the place to say them at.
 See also: config_models (single keys), config (asks).
@@ -11,7 +12,8 @@ See also: config_models (single keys), config (asks).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.config_toml import Fault, nearest
@@ -20,7 +22,7 @@ from workers.board import QUEUES_MAX, WORKERS_MAX
 
 if TYPE_CHECKING:
     from orchestrator.config_draft import Draft
-    from orchestrator.config_models import QueueConfig
+    from orchestrator.config_models import DaemonConfig, PoolConfig, QueueConfig
 
 WAYS = ("handler", "command", "components", "forward")  # to handle a message; a queue has one of them
 # What a queue that is made new gets, and what unset keys are compared as.
@@ -136,3 +138,23 @@ def totals(queues: Sequence[QueueConfig], drafts: Sequence[Draft]) -> Iterator[F
         text = f"all queues together must have at most {WORKERS_MAX} workers, not {total}; run several pools"
         most = max(queues, key=lambda queue: queue.workers).name
         yield next(draft for draft in drafts if draft.values["name"] == most).fault(("workers",), text)
+
+
+def files(pool: PoolConfig, daemon: DaemonConfig, drafts: Mapping[str, Draft]) -> Iterator[Fault]:
+    """Whether two keys name one file, or one names a file of the run directory. stdout and stderr may be one."""
+    own = os.path.normpath(pool.run_dir / pool.name)
+    taken = {f"{own}/{name}": "is a file of the run directory" for name in ("pid", "board", "control", "states")}
+    if pool.log_file is None:
+        taken[f"{own}/log"] = "is the log of a daemon"
+    taken[os.path.normpath(pool.runlog_dir)] = "is pool.runlog_dir too"
+    places = (("pool", "state_file"), ("pool", "log_file"), ("daemon", "stdout"), ("daemon", "stderr"))
+    for table, key in (*places, ("daemon", "pid_file")):
+        value = getattr(daemon if table == "daemon" else pool, key)
+        path = "" if value is None else os.path.normpath(value)
+        if not path or path.startswith("/dev/"):
+            continue
+        why = taken.get(path) or taken.get(os.path.dirname(path) if path.startswith(f"{own}/states/") else "")
+        if why is not None and (key != "stderr" or path != os.path.normpath(daemon.stdout)):
+            yield drafts[table].fault((key,), f"{why}; name another file")
+        for one in (path, f"{path}.lock") if key == "pid_file" else (path,):
+            taken.setdefault(one, f"is {table}.{key} too")

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import re
+import stat
 import tomllib
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -70,11 +72,14 @@ class ConfigError(OrchestratorError):
 def read_toml(path: Path, source: str) -> tuple[dict[str, object], dict[Place, int]]:
     """The tables of the file at *path*, called *source*, and the line of each place in them. May block, as files do."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(FILE_SIZE_MAX + 1)
+        raw = _content(path)
     except OSError as error:
-        text = f"cannot be read: {error.strerror or error}; name a TOML file that this user may read"
+        help_ = "it is a symbolic link to nothing" if path.is_symlink() else "name a TOML file that this user may read"
+        text = f"cannot be read: {error.strerror or error}; {help_}"
         raise ConfigError.of([Fault(source, None, "", text)]) from error
+    if raw is None:
+        text = "is no regular file; move it out, or give it another name"
+        raise ConfigError.of([Fault(source, None, "", text)])
     if len(raw) > FILE_SIZE_MAX:
         raise ConfigError.of([Fault(source, None, "", f"is larger than {FILE_SIZE_MAX} bytes; is it the right file?")])
     try:
@@ -87,6 +92,19 @@ def read_toml(path: Path, source: str) -> tuple[dict[str, object], dict[Place, i
         raise ConfigError.of([_syntax_fault(source, str(error), raw)]) from error
     except (RecursionError, ValueError) as error:  # ValueError: an integer of thousands of digits
         raise ConfigError.of([Fault(source, None, "", f"cannot be read as TOML: {error}")]) from error
+
+
+def _content(path: Path) -> bytes | None:
+    """What is in the file, one byte beyond the limit at most; None when it is no regular file."""
+    # O_NONBLOCK: a fifo of that name would hold up the reader for ever.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(FILE_SIZE_MAX + 1)
+    finally:
+        os.close(fd)
 
 
 def _syntax_fault(source: str, said: str, raw: bytes) -> Fault:

@@ -18,7 +18,15 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 
-from orchestrator.config_values import QUEUE_NAME, absolute_url, nearest_spec, parse_duration, parse_listen, shown
+from orchestrator.config_values import (
+    QUEUE_NAME,
+    absolute_url,
+    account_number,
+    nearest_spec,
+    parse_duration,
+    parse_listen,
+    shown,
+)
 
 NAME_RULE = "1 to 64 of the characters A-Z a-z 0-9 . _ -"
 SPEC = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*\Z")
@@ -99,6 +107,8 @@ def _umask(value: object) -> object:
         raise ValueError(f'must be octal text such as "022", in quotes: the number {value} could be meant either way')
     if isinstance(value, str) and not _UMASK.match(value):
         raise ValueError(f'must be octal text of three digits such as "022", not {shown(value)}')
+    if isinstance(value, str) and int(value, 8) & 0o700:
+        raise ValueError(f'must leave the owner\'s own rights, as "022" and "077" do, not {shown(value)}')
     return value
 
 
@@ -107,6 +117,8 @@ def _account(value: object) -> object:
         raise ValueError(f'must be text, a name or a number in quotes, as in "{value}"')
     if isinstance(value, str) and (not value or any(char in value for char in "\0\n:/")):
         raise ValueError(f"must be a name or a number as text, not {shown(value)}")
+    if isinstance(value, str):
+        account_number(value)
     return value
 
 

@@ -32,6 +32,7 @@ from workers.queues.open import SCHEMES, split_set
 KNOWN = SCHEMES  # of queue URLs that there is a protocol for
 WITH_OPTIONS = ("dirq-simple", "dirq")  # behind a question mark
 WITHOUT_LEASES = (*WITH_OPTIONS, "set", "ddmq", "mqueue")
+ACCOUNT_MAX = (1 << 32) - 2  # one more is -1, which leaves an owner as it is
 DURATION_S_MAX = 10 * 365 * 86400.0
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,63}\Z")
 QUEUE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}\Z")
@@ -139,6 +140,15 @@ def listen_text(listen: tuple[str, int] | None) -> str:
         return "none"
     host, port = listen
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def account_number(text: str) -> int | None:
+    """The number of a user or a group that *text* is; None when it is a name. Numbers end at 4294967294."""
+    if not (text.isascii() and text.isdigit()):
+        return None
+    if len(text) > 10 or int(text) > ACCOUNT_MAX:
+        raise ValueError(f"must be a name, or a number from 0 to {ACCOUNT_MAX}, not {shown(text)}")
+    return int(text)
 
 
 def absolute_url(url: str, directory: str | None) -> str:

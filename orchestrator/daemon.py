@@ -11,7 +11,8 @@ Every path but those of configuration files is one inside chroot_dir, which need
 
 Raises: DaemonError, which become() tells to whoever launched. Main thread of a process with
 one thread. Source: daemon(7); Stevens, "Advanced Programming in the UNIX Environment", 13.3.
-See also: launch (who waits for it), identity, pidfile, logs (LogFile), rundir (prepare), preload.
+Long because it is one order of steps, each with what it needs.
+See also: launch (who waits for it), identity, pidfile, logs (LogFile), places, rundir (prepare), preload.
 """
 
 from __future__ import annotations
@@ -25,11 +26,10 @@ import os
 import pkgutil
 import signal
 import socket
-import stat
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,9 +38,10 @@ from daemon.daemon import DaemonError as MechanicsError
 
 import orchestrator
 import workers
-from orchestrator import logs, rundir
+from orchestrator import logs, places, rundir
 from orchestrator.config import Config, DaemonConfig
-from orchestrator.identity import Identity, identify
+from orchestrator.config_values import run_directory
+from orchestrator.identity import Identity, environment, identify, rights_of
 from orchestrator.pidfile import PidFile, PidFileHeld
 from orchestrator.preload import preload
 from workers.errors import OrchestratorError
@@ -64,6 +65,7 @@ class Launcher(logging.Handler):
     def __init__(self, channel: socket.socket) -> None:
         super().__init__(logging.ERROR)
         self._channel = channel
+        self.is_ready = False
 
     def fileno(self) -> int:
         """The descriptor that the daemon must keep."""
@@ -90,6 +92,7 @@ class Launcher(logging.Handler):
 
     def ready(self) -> None:
         """The pool works; from now on its errors are the log's alone."""
+        self.is_ready = True
         self._end({"ready": True})
 
     def ended(self, code: int) -> None:
@@ -128,19 +131,33 @@ class _Files:
     pid: PidFile | None
 
 
+@dataclass(slots=True)
+class _Made:
+    """What this start has made so far; a start that fails takes it away again, as far as it still may."""
+
+    pid: PidFile | None = None
+    files: list[tuple[Path, os.stat_result]] = field(default_factory=list)
+
+    def take_back(self) -> None:
+        """Remove what has nothing in it."""
+        if self.pid is not None:
+            self.pid.discard()
+        for path, info in self.files:
+            places.remove_empty(path, info)
+
+
 def become(config: Config, serve: Serve, launcher: Launcher) -> NoReturn:
     """Become the daemon, serve, and end the process, whatever happens."""
-    code, pid_file = 1, None
+    code, made = 1, _Made()
     # Until there is a log it is alone: the launcher shows what it is told.
     root = logging.getLogger()
     launcher.setFormatter(root.handlers[0].formatter)
     root.handlers[:] = [launcher]
     try:
-        files = _prepare(config, launcher)
-        pid_file = files.pid
+        _prepare(config, launcher, made)
         if launcher.name_myself():
-            if pid_file is not None:
-                pid_file.acquire(b"%d\n" % os.getpid())
+            if made.pid is not None:
+                made.pid.acquire(b"%d\n" % os.getpid())
             code = serve(launcher.ready)
     except PidFileHeld as error:
         log.error("%s; stop it, or give another --pid-file", error)
@@ -150,8 +167,10 @@ def become(config: Config, serve: Serve, launcher: Launcher) -> NoReturn:
     except BaseException:
         log.exception("the daemon failed")
     finally:
-        if pid_file is not None:
-            pid_file.release()
+        if made.pid is not None:
+            made.pid.release()
+        if code and not launcher.is_ready:
+            made.take_back()
         launcher.ended(code)
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
@@ -159,12 +178,14 @@ def become(config: Config, serve: Serve, launcher: Launcher) -> NoReturn:
         os._exit(code)
 
 
-def _prepare(config: Config, launcher: Launcher) -> _Files:
+def _prepare(config: Config, launcher: Launcher, made: _Made) -> None:
     """All steps of becoming a daemon, in the one order in which each still has what it needs. Raises DaemonError."""
     wanted = config.daemon
     identity = identify(wanted.user, wanted.group)
     if identity is not None:
         _leave_groups(identity, wanted)
+    if identity is not None:
+        _change_environment(config, identity)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     _reset_signals()
     # The directory changes, and handlers are to be found as they would be in the foreground.
@@ -179,13 +200,15 @@ def _prepare(config: Config, launcher: Launcher) -> _Files:
             _change_root(wanted.chroot_dir)
         # ORDER: files are opened, then rights are given up: /var/log and /run are root's.
         # See test_a_daemon_gives_up_its_rights_and_groups_and_keeps_its_files.
-        files = _open_files(config, identity, null)
+        files = _open_files(config, identity, null, made)
         logs.append_to(files.log)
         logging.getLogger().addHandler(launcher)
+        if identity is not None:
+            _make_run_logs(config.pool.runlog_dir, identity)
+            _look_ahead(config, identity)
         _detach(wanted, identity, files, launcher)
     except (MechanicsError, OSError) as error:
         raise DaemonError(f"cannot become a daemon: {error}") from error
-    return files
 
 
 def _leave_groups(identity: Identity, wanted: DaemonConfig) -> None:
@@ -196,6 +219,17 @@ def _leave_groups(identity: Identity, wanted: DaemonConfig) -> None:
     except PermissionError as error:
         who = f"user {wanted.user}" if wanted.user is not None else f"group {wanted.group}"
         raise DaemonError(f"only root may become {shown(who)}") from error
+
+
+def _change_environment(config: Config, identity: Identity) -> None:
+    """Let it tell of the user that we become: HOME of root is closed to others."""
+    if config.pool.run_dir == run_directory(os.environ, os.geteuid()):
+        os.environ["ORCHESTRATOR_RUN_DIR"] = str(config.pool.run_dir)  # of another user the default is another
+    if config.daemon.user is not None:
+        for name, text in environment(identity.uid).items():
+            os.environ.pop(name, None)
+            if text is not None:
+                os.environ[name] = text
 
 
 def _reset_signals() -> None:
@@ -215,20 +249,71 @@ def _change_root(directory: Path) -> None:
         )
 
 
-def _open_files(config: Config, identity: Identity | None, null: int) -> _Files:
+def _open_files(config: Config, identity: Identity | None, null: int, made: _Made) -> _Files:
     pool, wanted = config.pool, config.daemon
-    os.umask(0o022)  # the directories above a pool's own are for everybody to pass
     rundir.prepare(pool.run_dir, pool.name, None if identity is None else (identity.uid, identity.gid))
     os.umask(wanted.umask_bits)
     path = pool.log_file or pool.run_dir / pool.name / "log"
     stdout, stderr = (
-        null if str(one) == os.devnull else _open(one, identity) for one in (wanted.stdout, wanted.stderr)
+        null if str(one) == os.devnull else _open(one, identity, made) for one in (wanted.stdout, wanted.stderr)
     )
-    return _Files(
-        logs.LogFile(path, _open(path, identity)),
-        (null, stdout, stderr),
-        None if wanted.pid_file is None else PidFile.open(wanted.pid_file),
-    )
+    log_file = logs.LogFile(path, _open(path, identity, made))
+    if wanted.pid_file is not None:
+        made.pid = PidFile.open(wanted.pid_file, owners=() if identity is None else (identity.uid,))
+    return _Files(log_file, (null, stdout, stderr), made.pid)
+
+
+def _open(path: Path, identity: Identity | None, made: _Made) -> int:
+    """Open a file to append to, with the rights of *identity*; where these do not do, with ours. Raises DaemonError."""
+    try:
+        if identity is not None:
+            with contextlib.suppress(PermissionError), rights_of(identity.uid, identity.gid):
+                return _append(path, made)
+        count = len(made.files)
+        fd = _append(path, made)
+        if identity is not None and len(made.files) > count:
+            os.fchown(fd, identity.uid, identity.gid)
+    except OSError as error:
+        raise DaemonError(f"cannot open {shown(str(path))}: {error.strerror}") from error
+    return fd
+
+
+def _append(path: Path, made: _Made) -> int:
+    with contextlib.suppress(FileExistsError):
+        fd = logs.open_log(path, os.O_EXCL)
+        made.files.append((path, os.fstat(fd)))
+        return fd
+    return logs.open_log(path)
+
+
+def _make_run_logs(directory: Path, identity: Identity) -> None:
+    """Make the directory of the run logs for *identity*, who may not be able to. Where it fails the run log says so."""
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(PermissionError), rights_of(identity.uid, identity.gid):
+            os.makedirs(directory, 0o700, exist_ok=True)
+            return
+        parent, name = places.open_parent(directory, 0o755)
+        try:
+            # Given away only where nobody else could have put another there meanwhile.
+            if places.is_safe(os.fstat(parent)):
+                places.make_directory(name, 0o700, parent)
+                os.chown(name, identity.uid, identity.gid, dir_fd=parent, follow_symlinks=False)
+        finally:
+            os.close(parent)
+
+
+def _look_ahead(config: Config, identity: Identity) -> None:
+    """Say now what the user will not be able to do later, as far as a look can tell."""
+    where = config.pool.state_file.parent
+    with rights_of(identity.uid, identity.gid):
+        can_write = os.access(where, os.W_OK | os.X_OK, effective_ids=True)
+        # In another root they are other files, if any.
+        files = config.paths if config.daemon.chroot_dir is None else ()
+        closed = [path for path in files if not os.access(path, os.R_OK, effective_ids=True)]
+    if not can_write:
+        log.error("the state cannot be written: user %d may not write into %s", identity.uid, shown(str(where)))
+    for path in closed:
+        log.error("a reload will not be able to read %s: user %d may not", shown(str(path)), identity.uid)
 
 
 def _detach(wanted: DaemonConfig, identity: Identity | None, files: _Files, launcher: Launcher) -> None:
@@ -242,7 +327,7 @@ def _detach(wanted: DaemonConfig, identity: Identity | None, files: _Files, laun
         gid=None if identity is None else identity.gid,
         prevent_core=False,
         signal_map={},
-        files_preserve=[launcher, files.log, *([] if files.pid is None else [files.pid])],
+        files_preserve=[launcher, files.log, *([] if files.pid is None else files.pid.descriptors)],
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
@@ -270,23 +355,3 @@ def import_handlers(config: Config) -> None:
     handlers = {one.handler for one in config.queues if one.handler is not None}
     components = {component.use for one in config.queues for component in one.components or ()}
     preload(sorted(handlers | components))
-
-
-def _open(path: Path, identity: Identity | None) -> int:
-    """Open a file to append to; made for *identity*, who may not be able to. Raises DaemonError."""
-    try:
-        if identity is None:
-            return logs.open_log(path)
-        # A link there may have been made by that user, for us to write where he cannot.
-        with contextlib.suppress(FileExistsError):
-            fd = logs.open_log(path, os.O_EXCL | os.O_NOFOLLOW)
-            os.fchown(fd, identity.uid, identity.gid)
-            return fd
-        fd = logs.open_log(path, os.O_NOFOLLOW)
-    except OSError as error:
-        raise DaemonError(f"cannot open {shown(str(path))}: {error.strerror}") from error
-    info = os.fstat(fd)
-    if stat.S_ISREG(info.st_mode) and info.st_nlink > 1:
-        os.close(fd)
-        raise DaemonError(f"{shown(str(path))} is a second name of another file; remove it")
-    return fd

@@ -11,6 +11,7 @@ A stderr or a file that cannot be written to is no reason to stop: the line is l
 All processes of a pool append to one file, a line by one write(2), so lines stay whole.
 Each looks before a line whether the file has been renamed or removed, and opens it anew:
 rotation needs no signal. Where that fails, lines go on into the file that is open.
+Nor is a link followed then that somebody else could have put there (places).
 
 Source: write(2) and O_APPEND; logging.handlers.WatchedFileHandler for the look.
 """
@@ -25,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
+from orchestrator.places import open_file
 from workers.queues.names import shown
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -158,8 +160,7 @@ class LogFile(logging.Handler):
 
 def open_log(path: Path, flags: int = 0) -> int:
     """Open *path* to append to. O_NONBLOCK: a fifo that nobody reads refuses, and does not hold us up."""
-    everyday = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    return os.open(path, everyday | flags, 0o644)
+    return open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | flags)
 
 
 def _time(record: logging.LogRecord) -> str:

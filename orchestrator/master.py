@@ -6,7 +6,8 @@ which worker is spawned or ended, child (mechanism) forks and collects, the keep
 looks at queues, the exporter at the board. Single-threaded; whatever waits, waits in
 the loop.
 
-INT drains, TERM is quick, QUIT at once. Children leave when the master is gone.
+INT drains, TERM is quick, QUIT at once. Children leave when the master is gone. After
+run() the process ignores the signals of the table: it is about to end.
 Long because: it is the one place where all roles meet, and its parts are methods that
 fit on a screen.
 See also: ARCHITECTURE.md (the flows), running (one queue), roles (the children).
@@ -29,12 +30,13 @@ import setproctitle
 
 from orchestrator import child, exporter, logs, roles, running, state
 from orchestrator.child import Exit
-from orchestrator.config import Config, ConfigError, QueueConfig, diff
+from orchestrator.config import Config, QueueConfig, diff
 from orchestrator.control import ControlServer
 from orchestrator.loop import Loop
 from orchestrator.pool import Cause, Kill, Pool, Spawn, Term
 from orchestrator.preload import imported, preload
 from orchestrator.reports import RUNLOG, STATE, Reports
+from orchestrator.rereading import Rereading
 from orchestrator.rundir import RunDir
 from orchestrator.runlog import RunLog
 from orchestrator.running import RunningQueue
@@ -81,11 +83,12 @@ class Master:
     One pool. ``run`` is its life and answers the exit code.
 
     Attributes:
-        reload: reads the configuration again; raises ConfigError.
+        reload: reads the configuration again, in a child; raises ConfigError.
         is_until_empty: end when nothing waits, is claimed or deferred: 0, or 4 when messages went to errors/.
         on_tick: called ten times a second with the master (a progress bar, the demo).
         on_ready: called once, when every queue is open and has had a worker at its first look for a message (or
             needs none, for it is drained already). A pool that is given one and cannot become ready ends with 1.
+        is_passing: leave no run log and no directory behind, unless killed: nobody gave the pool a name to ask for.
     """
 
     config: Config
@@ -93,12 +96,14 @@ class Master:
     is_until_empty: bool = False
     on_tick: Callable[[Master], None] | None = None
     on_ready: Callable[[], None] | None = None
+    is_passing: bool = False
     loop: Loop = field(init=False)
     board: Board = field(init=False)
     queues: dict[str, RunningQueue] = field(default_factory=dict)
     address: str | None = None
     services: Services = field(init=False)
     reports: Reports = field(init=False)
+    _rereading: Rereading = field(init=False)
     _run_dir: RunDir = field(init=False)
     _name: str = ""
     _listener: socket.socket | None = None
@@ -143,8 +148,14 @@ class Master:
                 finally:
                     self._close(code)
             finally:
+                if self.is_passing:
+                    self._runlog.remove()
                 self._run_dir.release()
         finally:
+            # ORDER: ignored, then let through: what came meanwhile would end the process before its exit code.
+            # See test_signals_while_a_pool_ends_change_nothing.
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _open(self) -> None:
@@ -210,6 +221,7 @@ class Master:
         place = self._run_dir.path
         source = state.begin(self.config, self.board, self.queues, self.loop, place)
         self.reports = Reports(source, self.services, self._runlog)
+        self._rereading = Rereading(self.loop, self.services, self.reload, self._on_read)
         self.services.start()
         self._runlog.mark("setup", "stop")
         self._runlog.mark("process", "start")
@@ -217,7 +229,9 @@ class Master:
         log.info("pool %s starts: %d queue(s), %d workers%s", pool.name, len(self.queues), self.config.workers, where)
 
     def _close(self, code: int) -> None:
+        self._rereading.close()
         self.reports.end(code, is_hurried=self._is_hurried)
+        state.end(self.reports.source)
         self.services.close()
         for queue in self.queues.values():
             queue.close()
@@ -225,12 +239,15 @@ class Master:
             self._control.close()
         if self._listener is not None:
             self._listener.close()
+        # Without the loop they have their default effects again, and most of those are the end.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self.loop.close()
 
     def _forget_in_child(self) -> None:
         """What is the master's alone, closed in each child; the limit of descriptors is the user's again."""
         resource.setrlimit(resource.RLIMIT_NOFILE, self._limits)
         self.services.forget_in_child()
+        self._rereading.forget_in_child()
         if self._control is not None:
             self._control.forget_in_child()
         self.on_tick = self.on_ready = None
@@ -257,13 +274,14 @@ class Master:
         if self.on_ready is not None and self._stopping_s is None:
             self._look_for_ready()
         self.reports.tick(now_s)
+        self._rereading.tick(now_s)
         if self._stopping_s is not None:
             self._end_when_empty(now_s)
+        elif self.is_until_empty:
+            self._look_for_empty()
         elif self.queues and all(queue.is_done and queue.pool.is_empty for queue in self.queues.values()):
             log.info("the components of every queue are done")
             self._stop(EXIT_FINE, lambda pool, now_s: pool.drain(now_s), MasterState.DRAINING)
-        elif self.is_until_empty:
-            self._look_for_empty()
         if self.on_tick is not None:
             self.on_tick(self)
 
@@ -463,10 +481,10 @@ class Master:
 
     def _look_for_empty(self) -> None:
         """See SPOOL.md: two passes that find nothing, with all workers idle and no move before or since."""
-        queues = tuple(queue for queue in self.queues.values() if not queue.is_done)
+        queues = tuple(self.queues.values())
         if not all(queue.opened for queue in queues):
             return
-        if any(queue.pool.is_backed_off for queue in queues):
+        if any(queue.pool.is_backed_off and not queue.is_done for queue in queues):
             log.error("workers die before they finish a message; given up, see the warnings above")
             self._stop(EXIT_FAILED, lambda pool, now_s: pool.quick(now_s))
             return
@@ -486,22 +504,25 @@ class Master:
         was_empty, self._was_empty = self._was_empty, False
         if before != moves or not self._is_at_rest(queues) or any(one[Q.CLAIMED] for one in words):
             return
-        paused = [queue for queue, one in zip(queues, words, strict=True) if one[Q.PAUSED] and one[Q.WAITING]]
+        waiting = [(queue, one) for queue, one in zip(queues, words, strict=True) if one[Q.WAITING] or one[Q.DEFERRED]]
+        paused = [queue for queue, one in waiting if one[Q.PAUSED] and one[Q.WAITING] and not queue.is_done]
         if paused:
             for queue in paused:
                 log.error(
                     "queue %s is paused and not empty; orchestrator resume %s", queue.config.name, queue.config.url
                 )
             self._stop(EXIT_FAILED, lambda pool, now_s: pool.drain(now_s), MasterState.DRAINING)
-        elif not any(one[Q.WAITING] or one[Q.DEFERRED] for one in words):
+        elif all(queue.is_done for queue, _ in waiting):
             if not was_empty:
                 # Once more: another pool may have given a claim back behind the look at incoming/.
                 self._was_empty = True
                 return
-            rejected = sum(queue.rejected(self.board) for queue in self.queues.values())
-            self._stop(
-                EXIT_ERRORS if rejected else EXIT_FINE, lambda pool, now_s: pool.drain(now_s), MasterState.DRAINING
-            )
+            code = EXIT_ERRORS if any(queue.rejected(self.board) for queue in queues) else EXIT_FINE
+            for queue, one in waiting:
+                left = one[Q.WAITING] + one[Q.DEFERRED]
+                log.error("queue %s: its components are done, and %d messages wait in it", queue.config.name, left)
+                code = EXIT_FAILED
+            self._stop(code, lambda pool, now_s: pool.drain(now_s), MasterState.DRAINING)
 
     def _is_at_rest(self, queues: tuple[RunningQueue, ...]) -> bool:
         return all(queue.is_idle(self.board) for queue in queues)
@@ -509,13 +530,20 @@ class Master:
     # ---- reload and control
 
     def read_again(self) -> None:
-        """HUP: apply what changed; a bad file is logged and the old configuration stays."""
+        """HUP: have the configuration read."""
+        if self._stopping_s is None:
+            self._rereading.want(time.monotonic())
+        else:
+            log.warning("the configuration is not reloaded: the pool is ending")
+
+    def _on_read(self, new: Config | str) -> None:
+        """Apply what changed; a bad file is logged and the old configuration stays."""
+        if self._stopping_s is not None:
+            return
         words = self.board.header.words
-        try:
-            new = self.reload()
-        except ConfigError as error:
+        if isinstance(new, str):
             words[Header.RELOAD_OK] = 0
-            log.error("the configuration is not reloaded, the old one stays in force: %s", error)
+            log.error("the configuration is not reloaded, the old one stays in force: %s", new)
             return
         found = diff(self.config, new)
         if self.board.queues_free() < sum(self.board.is_new_queue(config.name) for config in found.added):
@@ -532,6 +560,7 @@ class Master:
                 )
             elif config.preload and own:
                 log.warning("queue %s: preload needs a restart; until then workers import it", config.name)
+        state.prepare(self.reports.source, new.queues)
         for config in found.removed:
             self._remove(self.queues[config.name])
         for old, config in found.changed:
@@ -606,8 +635,7 @@ class Master:
                 self.scale(queue, size)
                 return {"queue": queue.config.name, "workers": queue.pool.policy.size}
             case "reload":
-                self.read_again()
-                return {"reloaded": bool(self.board.header.words[Header.RELOAD_OK])}
+                self.loop.events.schedule("reload")
             case "drain":
                 self.loop.events.schedule("drain")
             case "stop":

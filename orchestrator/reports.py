@@ -2,8 +2,9 @@
 reports - what a pool tells of itself unasked: run log, state file, rates in the log
 
 The master forks a child for each writing, so that its loop never waits for a disk: at
-most one at a time, and what is wanted meanwhile is written by the next one. Before it,
-the workers of component queues are asked for their state (see state).
+most one of each kind at a time, and what is wanted meanwhile is written by the next
+one. Before it, the workers of component queues are asked for their state (see state).
+A writer that is killed is replaced once; one that takes longer than SLOW_S is told of.
 
 Raises: nothing: a report that cannot be written costs a line in the log.
 Main thread of the master only, but write(), which is the child's.
@@ -12,7 +13,6 @@ See also: runlog, state (the contents), master (which calls tick() and says when
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -26,13 +26,26 @@ from orchestrator.child import Child
 from orchestrator.runlog import RunLog
 from orchestrator.running import RunningQueue, counters
 from orchestrator.services import Services, wait_for
+from workers.queues.names import shown
 from workers.rates import calc_statistics
-from workers.saved import SavedError, save
+from workers.saved import SavedError, save, sweep
 
 log = logging.getLogger(__name__)
 
 LAST_S, HURRIED_S = 5.0, 0.3  # so long the run log may take to be written when all else has ended
 RUNLOG, STATE = "run log", "state"
+SLOW_S = 10.0  # a writer that takes longer is told of
+
+
+@dataclass(slots=True)
+class Writer:
+    """The process that writes one report; *is_again*: in place of one that was killed."""
+
+    child: Child
+    since_s: float
+    is_again: bool
+    is_told: bool
+    is_slow: bool = False
 
 
 @dataclass(slots=True)
@@ -53,7 +66,7 @@ class Reports:
     _told: set[str] = field(default_factory=set)  # of these somebody wants to hear
     _inquiry: state.Inquiry | None = None
     _due: set[str] = field(default_factory=set)
-    _writer: Child | None = None
+    _writers: dict[str, Writer] = field(default_factory=dict)  # by what they write
     _before: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     _before_s: float = field(default_factory=time.monotonic)
 
@@ -67,17 +80,33 @@ class Reports:
 
     def tick(self, now_s: float) -> None:
         """Ask, look, fork, collect: whatever is next."""
-        if self._writer is not None and self._writer.collect() is not None:
-            self._writer.close()
-            self._writer = None
+        for what, writer in tuple(self._writers.items()):
+            self._look_after(what, writer, now_s)
         if self._inquiry is not None and self._inquiry.is_over(now_s):
             self.source = dataclasses.replace(self.source, silent=self._inquiry.silent)
             self._inquiry = None
-            what, self._due = self._due, set()
-            self._write(what)
-        if self._wanted and self._inquiry is None and self._writer is None:
-            self._due, self._wanted = self._wanted, set()
+            for what in sorted(self._due):
+                self._write(what, now_s, is_told=what in self._told)
+            self._told -= self._due
+        due = self._wanted - self._writers.keys()
+        if due and self._inquiry is None:
+            self._due = due
+            self._wanted -= due
             self._inquiry = self._asked(now_s)
+
+    def _look_after(self, what: str, writer: Writer, now_s: float) -> None:
+        end = writer.child.collect()
+        if end is None:
+            if now_s - writer.since_s > SLOW_S and not writer.is_slow:
+                writer.is_slow = True
+                log.warning("the %s takes long to be written (does a filesystem hang?)", what)
+            return
+        writer.child.close()
+        del self._writers[what]
+        if end.signal is not None:
+            log.warning("the writer of the %s %s%s", what, end, "" if writer.is_again else "; it is written once more")
+            if not writer.is_again:
+                self._write(what, now_s, is_told=writer.is_told, is_again=True)
 
     def _asked(self, now_s: float) -> state.Inquiry:
         inquiry = state.Inquiry(self.source.directory, now_s + state.ANSWER_S)
@@ -98,35 +127,33 @@ class Reports:
 
     # ---- writing
 
-    def _write(self, what: set[str], code: int | None = None) -> None:
+    def _write(
+        self, what: str, now_s: float, *, is_told: bool, is_again: bool = False, code: int | None = None
+    ) -> None:
         pid = os.getpid()
         try:
-            self._writer = self.services.spawn(lambda: self.write(what, pid, code), "writer")
+            made = self.services.spawn(lambda: self.write(what, pid, code, is_told=is_told), "writer")
         except OSError as error:
-            log.error("no process to write the %s: %s", " and the ".join(sorted(what)), error)
-        self._told -= what
+            log.error("no process to write the %s: %s", what, error)
+        else:
+            self._writers[what] = Writer(made, now_s, is_again, is_told)
 
-    def write(self, what: set[str], pid: int, code: int | None) -> int:
+    def write(self, what: str, pid: int, code: int | None, *, is_told: bool) -> int:
         """Write it, in a child of the master *pid*; the exit code."""
-        paths = {RUNLOG: self.runlog.path, STATE: self.source.paths["state"]}
-        failed = 0
-        for one in sorted(what):
-            path = paths[one]
-            if path is None:
-                continue
-            try:
-                if one == RUNLOG:
-                    with contextlib.suppress(OSError):
-                        self.runlog.prune()
-                    save(path, self.runlog.content(pid, code, self._statistics()))
-                else:
-                    save(path, state.dump(self.source))
-            except SavedError as error:
-                failed = 1
-                log.error("the %s: %s", one, error)
+        path = self.runlog.path if what == RUNLOG else self.source.paths["state"]
+        if path is None:
+            return 0
+        try:
+            if what == RUNLOG:
+                self.runlog.save(pid, code, self._statistics())
             else:
-                log.log(logging.INFO if one in self._told else logging.DEBUG, "the %s is in %s", one, path)
-        return failed
+                sweep(path)
+                save(path, state.dump(self.source))
+        except SavedError as error:
+            log.error("the %s: %s", what, error)
+            return 1
+        log.log(logging.INFO if is_told else logging.DEBUG, "the %s is in %s", what, shown(str(path)))
+        return 0
 
     def _statistics(self) -> dict[str, object]:
         queues = self.source.queues.values()
@@ -144,13 +171,17 @@ class Reports:
         patience_s = HURRIED_S if is_hurried else LAST_S
         self.runlog.mark("teardown", "stop")
         logging.getLogger().removeHandler(self.runlog.errors)
-        if self._writer is not None:
-            wait_for(self._writer, patience_s / 2)  # else it might rename the older version over the newer one
-            self._writer.send(signal.SIGKILL)
-        self._write({RUNLOG}, code)
-        if self._writer is not None and not wait_for(self._writer, patience_s):
+        before = self._writers.pop(RUNLOG, None)
+        if before is not None and not wait_for(before.child, patience_s / 2):
+            before.child.send(signal.SIGKILL)  # else it might rename the older version over the newer one
+        self._write(RUNLOG, time.monotonic(), is_told=False, code=code)
+        last = self._writers.get(RUNLOG)
+        if last is not None and wait_for(last.child, patience_s):
+            del self._writers[RUNLOG]
+        elif last is not None:
             log.error("the run log is not written (does a filesystem hang?)")
-            self._writer.send(signal.SIGKILL)
+        for writer in self._writers.values():
+            writer.child.send(signal.SIGKILL)
 
     # ---- rates
 

@@ -11,6 +11,7 @@ they compare the process's start time, because a pid is used again.
 Limits: closing ANY descriptor of the pid file in the master drops its lock, so the
 master never calls running() or find(). A network filesystem is refused: the board
 is shared memory, and locks and start times of another host mean nothing here.
+Long because the master and its readers are two sides of one directory.
 See also: pidfile (the lock), control (the socket), workers.board, workers.system (start times).
 """
 
@@ -19,11 +20,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.identity import rights_of
 from orchestrator.pidfile import PID_BYTES_MAX, PidFile, PidFileError, PidFileHeld
+from orchestrator.places import make_directory, open_parent
 from workers.errors import OrchestratorError
 from workers.queues.names import shown
 from workers.system import SYSTEM, System
@@ -101,14 +103,14 @@ class RunDir:
         """
         Become the master of pool *name*, until release() or death.
 
-        Makes what is missing of the directories (0700). Raises AlreadyRunning, or
-        RunDirError for a directory that somebody else could write into. Never blocks.
+        Makes what is missing of the directories (0700; above root's own for everybody to pass). Raises
+        AlreadyRunning, or RunDirError for a directory that somebody else could write into. Never blocks.
         """
         _check_name(name)
         parent = Path(os.path.abspath(run_dir))
         directory = parent / name
         # The parent may be root's (systemd makes it); our own part must be ours alone.
-        os.close(_open_directory(parent, {os.geteuid(), 0}))
+        os.close(_open_directory(parent, {os.geteuid(), 0}, _parent_mode()))
         directory_fd = _open_directory(directory, {os.geteuid()})
         try:
             kind = system.network_filesystem(str(directory))
@@ -118,6 +120,12 @@ class RunDir:
                     " be trusted; give a local directory with --run-dir, such as /run or /tmp"
                 )
             return cls(directory, _pid_file(directory_fd, directory, name, system))
+        except RunDirError:
+            # RACE: the master before us has taken its empty directory away since we opened it; it is made anew.
+            # See test_a_directory_that_its_last_master_removes_meanwhile_is_made_anew.
+            if os.fstat(directory_fd).st_nlink:
+                raise
+            return cls.acquire(run_dir, name, system)
         finally:
             os.close(directory_fd)
 
@@ -131,27 +139,31 @@ class RunDir:
             with contextlib.suppress(OSError):
                 os.unlink(self.path / name)
         self._pid_file.release()
+        with contextlib.suppress(OSError):
+            os.rmdir(self.path)  # when nothing is kept in it
 
 
 def prepare(run_dir: Path, name: str, owner: tuple[int, int] | None = None) -> None:
     """
     Make the directory of pool *name*, for user and group *owner* where these are not our own.
 
-    Before rights are given up: the directories above are made for everybody to pass then. Raises RunDirError.
+    Before rights are given up. Raises RunDirError.
     """
     _check_name(name)
     parent = Path(os.path.abspath(run_dir))
     uid, gid = owner or (os.geteuid(), os.getegid())
-    parent_fd = _open_directory(parent, {os.geteuid(), uid, 0}, 0o700 if owner is None else 0o755)
+    parent_fd = _open_directory(parent, {os.geteuid(), uid, 0}, _parent_mode())
     try:
+        if owner is not None:
+            _check_passage(parent, uid, gid)
         with contextlib.suppress(FileExistsError):
             if os.fstat(parent_fd).st_uid == os.geteuid():
-                os.mkdir(name, 0o700, dir_fd=parent_fd)
+                make_directory(name, 0o700, parent_fd)
                 os.chown(name, uid, gid, dir_fd=parent_fd, follow_symlinks=False)
             else:
                 # In a directory of that user nothing would be safe to give away: he could have put another there.
-                with _rights_of(uid, gid):
-                    os.mkdir(name, 0o700, dir_fd=parent_fd)
+                with rights_of(uid, gid):
+                    make_directory(name, 0o700, parent_fd)
     except OSError as error:
         text = f"cannot make {shown(str(parent / name))}: {error.strerror}; give another --run-dir"
         raise RunDirError(text) from error
@@ -160,16 +172,22 @@ def prepare(run_dir: Path, name: str, owner: tuple[int, int] | None = None) -> N
     os.close(_open_directory(parent / name, {uid}))
 
 
-@contextlib.contextmanager
-def _rights_of(uid: int, gid: int) -> Iterator[None]:
-    before = os.geteuid(), os.getegid()
-    os.setegid(gid)
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(before[0])
-        os.setegid(before[1])
+def _parent_mode() -> int:
+    """Of what is made above a pool's directory: below root's there are the pools of other users too."""
+    return 0o755 if os.geteuid() == 0 else 0o700
+
+
+def _check_passage(directory: Path, uid: int, gid: int) -> None:
+    with rights_of(uid, gid):
+        closed = [
+            one for one in (*reversed(directory.parents), directory) if not os.access(one, os.X_OK, effective_ids=True)
+        ]
+    if closed:
+        mode = stat.S_IMODE(os.stat(closed[0]).st_mode)
+        text = shown(str(closed[0]))
+        raise RunDirError(
+            f"user {uid} may not enter {text} (mode {mode:o}); chmod o+x {text}, or give another --run-dir"
+        )
 
 
 def running(run_dir: Path, system: System = SYSTEM) -> list[Running]:
@@ -220,11 +238,13 @@ def _open_directory(directory: Path, owners: set[int], mode: int = 0o700) -> int
     """Make *directory* where it is missing, open it, and refuse what somebody else could write into."""
     text = shown(str(directory))
     try:
-        missing = [part for part in (directory, *directory.parents) if not os.path.lexists(part)]
-        for part in reversed(missing):
+        parent, name = open_parent(directory, mode)
+        try:
             with contextlib.suppress(FileExistsError):  # made by another meanwhile; looked at below
-                os.mkdir(part, mode)
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                make_directory(name, mode, parent)
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        finally:
+            os.close(parent)
     except NotADirectoryError as error:
         raise RunDirError(f"{text} is a symbolic link or no directory; remove it, or give another --run-dir") from error
     except OSError as error:
@@ -247,7 +267,7 @@ def _pid_file(directory_fd: int, directory: Path, name: str, system: System) -> 
     content = b"%d %d\n" % (pid, system.start_ticks(pid) or 0)
     try:
         pid_file = PidFile.open(directory / "pid", 0o600, dir_fd=directory_fd)
-        pid_file.acquire(content, dir_fd=directory_fd)
+        pid_file.acquire(content)
     except PidFileHeld as error:
         who = f"as process {error.pid}" if error.pid else "as another process"
         raise AlreadyRunning(

@@ -3,8 +3,8 @@ runlog - one file of JSON for each run of a pool: who ran, how long, what came o
 
 RUNLOG_DIR/<YYYYMMDDHHMMSS>.<pid>.runlog (UTC), written when the run begins, every
 runlog_interval, on USR1 and at the end. Until the end its result is "running", so a
-run that was killed is known by a process that is no more. The newest runlog_keep are
-kept; a directory that several pools share keeps so many of all of them.
+run that was killed is known by a process that is no more. Those that were written last
+are kept, runlog_keep of them; a directory that several pools share keeps so many of all.
 
 read() and analyse() need no pool: they read the files alone, and believe none of them.
 
@@ -15,9 +15,9 @@ See also: reports (when it is written, and by whom), cli.runlog, workers.saved.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
-import math
 import os
 import re
 import shlex
@@ -32,7 +32,7 @@ from pathlib import Path
 
 from orchestrator.logs import TextFormatter, escaped
 from workers.queues.names import shown
-from workers.saved import SavedError, load, save
+from workers.saved import SavedError, load, overwrite, save
 from workers.system import SYSTEM
 
 log = logging.getLogger(__name__)
@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 ERRORS_MAX = 100
 ABANDONED_S = 3600.0  # a file that was being written an hour ago is nobody's
 STAGES = ("setup", "process", "teardown")
+SIZE_MIN = 4096  # bytes: so much of a full disk a run log has already, and that is enough for how it ended
+FUTURE_S = 60.0  # what is so much newer than the version just written is of a clock that was set back
+TIME_MAX = 1e11  # seconds; no run was that late
+RESULT_MAX = 20  # characters of a result that is none of ours
 _NAME = re.compile(r"(\d{14}\.\d+(?:\.\d+)?)\.runlog\Z")
 _TEMPORARY = re.compile(r"\.\d{14}\.\d+(?:\.\d+)?\.runlog\.\d+\.new\Z")
 
@@ -94,9 +98,28 @@ class RunLog:
     def _save(self, code: int | None) -> None:
         if self.path is not None:
             try:
-                save(self.path, self.content(os.getpid(), code, {}))
+                self.save(os.getpid(), code, {})
             except SavedError as error:
                 log.error("the run log: %s", error)
+
+    def save(self, pid: int, code: int | None, statistics: Mapping[str, object]) -> None:
+        """
+        Write it, see content(); then remove what is beyond *keep*. Raises SavedError.
+
+        On a full disk the last version takes the place of the one before, without what is too long for that.
+        """
+        assert self.path is not None  # noqa: S101 - asked by the callers
+        content = self.content(pid, code, statistics)
+        try:
+            save(self.path, content, size_min=SIZE_MIN)
+        except SavedError as error:
+            is_full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+            if code is None or not is_full:
+                raise
+            short = content | {"statistics": {}, "argv": sys.argv[:1], "errors": [str(error)]}
+            overwrite(self.path, content, content | {"statistics": {}}, short)
+        with contextlib.suppress(OSError):
+            self.prune()
 
     def reserve(self) -> None:
         """
@@ -134,15 +157,34 @@ class RunLog:
         }
 
     def prune(self) -> None:
-        """Remove what is beyond the newest *keep*, and what was abandoned half written; never this run's."""
+        """
+        Remove what is beyond the *keep* written last, and what was abandoned half written; never this run's.
+
+        The kernel's time of the last change says which were; where the clock was set back those of the future are the
+        oldest. Raises OSError.
+        """
         with os.scandir(self.directory) as entries:
             names = [entry.name for entry in entries]
-        old = sorted(name for name in names if _NAME.match(name))[: -self.keep]
+        newest_s = os.lstat(self.path).st_ctime if self.path is not None else time.time()
+        changed = {}
+        for name in filter(_NAME.match, names):
+            with contextlib.suppress(OSError):
+                changed_s = os.lstat(self.directory / name).st_ctime
+                changed[name] = (changed_s <= newest_s + FUTURE_S, changed_s, name)
+        old = sorted(changed, key=changed.__getitem__)[: -self.keep]
         for name in [name for name in old if self.path is None or name != self.path.name] + [
             name for name in names if _TEMPORARY.match(name) and self._is_abandoned(name)
         ]:
             with contextlib.suppress(OSError):
                 os.unlink(self.directory / name)
+
+    def remove(self) -> None:
+        """Take this run's away, and the directory when it is empty then."""
+        logging.getLogger().removeHandler(self.errors)
+        with contextlib.suppress(OSError):
+            if self.path is not None:
+                os.unlink(self.path)
+            os.rmdir(self.directory)
 
     def _is_abandoned(self, name: str) -> bool:
         try:
@@ -210,7 +252,7 @@ def analyse(label: str, run: Mapping[str, object], now_s: float) -> Analysis:
     times: dict[str, float] = {}
     for mark in marks if isinstance(marks, list) else ():
         if isinstance(mark, dict):
-            times[str(mark.get("ident"))] = _number(mark.get("time"))
+            times[_text(mark.get("ident"))] = _number(mark.get("time"))
     start_s = _number(run.get("ts"))
     end_s = times.get("stage_teardown_stop", _number(run.get("saved")) or start_s)
     spans = [_span(times, stage, end_s) for stage in STAGES]
@@ -236,17 +278,23 @@ def _span(times: Mapping[str, float], stage: str, end_s: float) -> float:
 def _result(run: Mapping[str, object]) -> str:
     result, pid, start = run.get("result"), run.get("pid"), run.get("start")
     if result != "running":
-        return escaped(str(result))
+        return escaped(_text(result)[:RESULT_MAX])
     # Another host's processes cannot be looked for.
-    is_here = run.get("host") == socket.gethostname() and isinstance(pid, int) and isinstance(start, int)
-    return "died" if is_here and SYSTEM.is_alive(pid, start) is False else "running"  # type: ignore[arg-type]
+    is_here = run.get("host") == socket.gethostname() and isinstance(pid, int) and 0 < pid < 1 << 31
+    is_known = isinstance(start, int) and 0 < start < 1 << 63
+    return "died" if is_here and is_known and SYSTEM.is_alive(pid, start) is False else "running"  # type: ignore[arg-type]
 
 
 def _command(run: Mapping[str, object]) -> str:
     argv = run.get("argv")
-    return escaped(shlex.join(str(word) for word in argv)) if isinstance(argv, list) else ""
+    return escaped(shlex.join(map(_text, argv))) if isinstance(argv, list) else ""
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else "?"
 
 
 def _number(value: object) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Compared first: a whole number of hundreds of digits cannot become a float, and no comparison holds for NaN.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and -TIME_MAX < value < TIME_MAX
     return float(value) if is_number else 0.0  # type: ignore[arg-type]

@@ -28,12 +28,14 @@ from pathlib import Path
 
 from orchestrator import __version__
 from orchestrator.child import Child
-from orchestrator.config import Config, tables
+from orchestrator.config import Config, QueueConfig, tables
 from orchestrator.loop import Loop
 from orchestrator.running import RunningQueue
 from orchestrator.status import snapshot
 from workers.board import Board
 from workers.dump import said
+from workers.errors import OrchestratorError
+from workers.queues.names import shown
 from workers.saved import SavedError, load
 
 ANSWER_S = 2.0  # so long the workers may take to answer
@@ -44,6 +46,10 @@ Counters = dict[str, object]  # numbers by name, or such by name
 def worker_file(directory: Path, queue: str, index: int, pid: int) -> Path:
     """Where worker *index* of *queue* writes its state."""
     return directory / f"{queue}.{index}.{pid}.json"
+
+
+class StateError(OrchestratorError):
+    """There is no place for the state."""
 
 
 @dataclass(slots=True)
@@ -147,16 +153,40 @@ class Source:
 
 
 def begin(config: Config, board: Board, queues: Mapping[str, RunningQueue], loop: Loop, place: Path) -> Source:
-    """Where the state of a pool comes from; *place* is its run directory, in which the workers' answers go."""
+    """
+    Where the state of a pool comes from; *place* is its run directory, in which the workers' answers go.
+
+    Raises StateError when it could not be written.
+    """
+    if os.path.isdir(config.pool.state_file):
+        raise StateError(f"state_file {shown(str(config.pool.state_file))} is a directory; name a file")
     directory = place / "states"
-    with contextlib.suppress(OSError):
-        os.mkdir(directory, 0o700)
-    with contextlib.suppress(OSError):
-        for name in os.listdir(directory):
-            os.unlink(directory / name)  # of a master that was killed
     pool = config.pool
     paths = {"run_dir": place, "state": pool.state_file, "runlog_dir": pool.runlog_dir}
-    return Source(config, board, queues, loop, directory, paths)
+    source = Source(config, board, queues, loop, directory, paths)
+    _clear(directory)  # of a master that was killed
+    prepare(source, config.queues)
+    return source
+
+
+def prepare(source: Source, queues: Iterable[QueueConfig]) -> None:
+    """Make the directory of the workers' answers where *queues* have components."""
+    if any(queue.components for queue in queues):
+        with contextlib.suppress(OSError):
+            os.mkdir(source.directory, 0o700)
+
+
+def end(source: Source) -> None:
+    """Take it away; what a worker left that could not be ended is nobody's."""
+    _clear(source.directory)
+    with contextlib.suppress(OSError):
+        os.rmdir(source.directory)
+
+
+def _clear(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory):
+            os.unlink(directory / name)
 
 
 def dump(source: Source) -> dict[str, object]:

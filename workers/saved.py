@@ -3,8 +3,9 @@ saved - a file of JSON that is always whole: as it was before, or as it is now
 
 save() writes beside the file and renames over it, so that a reader, or the next one
 after a crash, never finds half of it. No fsync: what a power cut may cost is the last
-version of a report, never a message. load() believes nothing: neither that it is a
-file, nor its size, nor that it is JSON.
+version of a report, never a message. overwrite() is for a full disk alone: it needs no
+room, and who is killed in it leaves half. load() believes nothing: neither that it is
+a file, nor its size, nor that it is JSON.
 
 Raises: SavedError with the path and the reason. Both may block where the directory does.
 See also: orchestrator.runlog and state (what is written), worker (its own state).
@@ -13,9 +14,12 @@ See also: orchestrator.runlog and state (what is written), worker (its own state
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,16 +27,21 @@ from workers.errors import OrchestratorError
 from workers.queues.names import shown
 
 SIZE_MAX = 64 << 20  # bytes; no report is near that
+ABANDONED_S = 60.0  # what was being written so long ago is nobody's
 
 
 class SavedError(OrchestratorError):
     """The file cannot be written, or is not what it should be."""
 
 
-def save(path: Path, content: Mapping[str, object]) -> None:
-    """Write *content* to *path*, mode 0600, keys sorted; what JSON cannot hold as its repr. Raises SavedError."""
-    data = json.dumps(content, indent=4, sort_keys=True, default=repr).encode() + b"\n"
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+def save(path: Path, content: Mapping[str, object], *, size_min: int = 0) -> None:
+    """
+    Write *content* to *path*, mode 0600, keys sorted; what JSON cannot hold as its repr. Raises SavedError.
+
+    *size_min*: bytes that the file takes at least, filled up with spaces, so that overwrite() has room.
+    """
+    data = _encoded(content).ljust(size_min)
+    fresh = path.parent / f".{path.name}.{os.getpid()}.new"
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(fresh)  # of a process that had our number and was killed here
@@ -46,7 +55,36 @@ def save(path: Path, content: Mapping[str, object]) -> None:
                 os.unlink(fresh)
             raise
     except OSError as error:
-        raise SavedError(f"cannot write {shown(str(path))}: {error.strerror}") from error
+        raise _cannot_write(path, error) from error
+
+
+def overwrite(path: Path, *versions: Mapping[str, object]) -> None:
+    """
+    Put the first of *versions* that is no longer than the file in its place. Raises SavedError when none is.
+
+    The last resort of a full disk: blocks that the file has already are written anew.
+    """
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            fitting = [data for data in map(_encoded, versions) if len(data) <= size]
+            if not fitting:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.pwrite(fd, fitting[0].ljust(size), 0)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def sweep(path: Path) -> None:
+    """Remove what writers of *path* that were killed have left beside it, when it is older than ABANDONED_S."""
+    left = re.compile(rf"\.{re.escape(path.name)}\.\d+\.new\Z")
+    with contextlib.suppress(OSError):
+        for name in filter(left.match, os.listdir(path.parent)):
+            if time.time() - os.lstat(path.parent / name).st_mtime > ABANDONED_S:
+                os.unlink(path.parent / name)
 
 
 def load(path: Path) -> dict[str, object]:
@@ -70,3 +108,11 @@ def load(path: Path) -> dict[str, object]:
     if not isinstance(found, dict):
         raise SavedError(f"{where} is no JSON object")
     return found
+
+
+def _encoded(content: Mapping[str, object]) -> bytes:
+    return json.dumps(content, indent=4, sort_keys=True, default=repr).encode() + b"\n"
+
+
+def _cannot_write(path: Path, error: OSError) -> SavedError:
+    return SavedError(f"cannot write {shown(str(path))}: {error.strerror}")

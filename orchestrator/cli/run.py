@@ -130,7 +130,9 @@ def run_pool(read: Callable[[], Config], shown: Progress | None, *, is_until_emp
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     started_s = time.monotonic()
     on_tick = None if shown is None else lambda one: shown.draw(one.board)
-    master = Master(config, read, is_until_empty=is_until_empty, on_tick=on_tick)
+    # A name that was derived is asked for by nobody, and a run log that was not asked for by name neither.
+    is_passing = not config.is_named and "runlog_dir" not in config.pool.model_fields_set
+    master = Master(config, read, is_until_empty=is_until_empty, on_tick=on_tick, is_passing=is_passing)
     try:
         code = master.run()
     finally:

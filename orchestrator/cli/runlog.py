@@ -13,17 +13,22 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from orchestrator import rundir, runlog
 from orchestrator.cli import Failed
-from orchestrator.cli.pool import PIPED_WIDTH, pool_options
+from orchestrator.cli.pool import pool_options
 from workers.queues.names import shown
+
+CODE_MAX = 1000  # no exit code has more digits
+COMMAND_WIDTH_MIN = 20  # on the narrowest terminal
+LINE_MAX = 1 << 20  # in a pipe
 
 Command = Callable[..., None]
 Runs = dict[str, dict[str, object]]
@@ -75,11 +80,17 @@ def directory_of(name: str | None, run_dir: Path, runlog_dir: Path | None) -> Pa
     if name is not None:
         return run_dir / name / "runlog"
     try:
-        names = sorted(entry.name for entry in os.scandir(run_dir) if (Path(entry) / "runlog").is_dir())
+        listed = sorted(os.listdir(run_dir))
     except FileNotFoundError:
-        names = []
+        listed = []
+    except OSError as error:
+        raise Failed(f"cannot look for run logs in {shown(str(run_dir))}: {error.strerror}") from error
+    names = [pool for pool in listed if _has_some(run_dir / pool)]
     if not names:
-        raise Failed(f"there are no run logs in {shown(str(run_dir))}; if they are elsewhere, give --runlog-dir")
+        raise Failed(
+            f"there are no run logs in {shown(str(run_dir))}; if they are elsewhere, give --runlog-dir (a pool that was"
+            " given a --name keeps its own, a daemon too)"
+        )
     if len(names) > 1:
         raise rundir.Ambiguous(
             f"several pools have run logs in {shown(str(run_dir))}: {', '.join(map(shown, names))};"
@@ -87,6 +98,14 @@ def directory_of(name: str | None, run_dir: Path, runlog_dir: Path | None) -> Pa
             tuple(names),
         )
     return run_dir / names[0] / "runlog"
+
+
+def _has_some(pool: Path) -> bool:
+    try:
+        return (pool / "runlog").is_dir()
+    except OSError as error:
+        click.echo(f"orchestrator: {shown(str(pool))} is left out: {error.strerror}", err=True)
+        return False
 
 
 def list_runs(directory: Path, *, is_json: bool) -> None:
@@ -97,17 +116,15 @@ def list_runs(directory: Path, *, is_json: bool) -> None:
         for one in found:
             click.echo(json.dumps(one.as_json()))
         return
-    table = _table("label", "age", "result", "rc", "errors", "run", "command")
+    rows = []
     for one in found:
         run = runs[one.label]
         errors = run.get("errors")
         count = str(len(errors)) if isinstance(errors, list) else "?"
         code = run.get("rc")
-        table.add_row(
-            one.label, _text(one.age), one.result, shown(str(code)) if code is not None else "", count,
-            _text(one.dur_run), one.command,
-        )  # fmt: skip
-    _print(table)
+        said = str(code) if isinstance(code, int) and abs(code) < CODE_MAX else "" if code is None else "?"
+        rows.append((one.label, _text(one.age), one.result, said, count, _text(one.dur_run), one.command))
+    _print(("label", "age", "result", "rc", "errors", "run", "command"), rows)
 
 
 def show_run(directory: Path | None, label: str | None) -> None:
@@ -126,7 +143,10 @@ def show_run(directory: Path | None, label: str | None) -> None:
         for warning in warnings:
             click.echo(f"orchestrator: {warning}", err=True)
         for run in runs.values():
-            click.echo(json.dumps(run, indent=4, sort_keys=True))
+            try:
+                click.echo(json.dumps(run, indent=4, sort_keys=True))
+            except RecursionError:
+                raise Failed(f"{shown(str(path))} is nested too deeply to be shown") from None
             return
     where = "" if directory is None else f" in {shown(str(directory))}"
     raise Failed(f"there is no run log{where}" + (f" called {shown(label)}" if label is not None else ""))
@@ -148,14 +168,14 @@ def evaluate_runs(directory: Path, *, is_json: bool) -> None:
     if is_json:
         click.echo(json.dumps({"runs": [one.as_json() for one in found], "all": whole}))
         return
-    table = _table("label", "result", "run", "setup", "process", "teardown", "effectivity")
+    rows: list[tuple[str, ...]] = []
     for one in found:
         times = [_text(value) for value in (one.dur_run, one.dur_pre, one.dur_proc, one.dur_post)]
-        table.add_row(one.label, one.result, *times, f"{one.effectivity:.1f}%")
+        rows.append((one.label, one.result, *times, f"{one.effectivity:.1f}%"))
     for which in ("min", "max", "avg") if found else ():
         run_s, process_s = whole["dur_run"][which], whole["dur_proc"][which]
-        table.add_row(which, "", _text(run_s), "", _text(process_s), "", f"{whole['effectivity'][which]:.1f}%")
-    _print(table)
+        rows.append((which, "", _text(run_s), "", _text(process_s), "", f"{whole['effectivity'][which]:.1f}%"))
+    _print(("label", "result", "run", "setup", "process", "teardown", "effectivity"), rows)
 
 
 def _files(directory: Path) -> list[Path]:
@@ -172,17 +192,28 @@ def _read(directory: Path) -> Runs:
     return runs
 
 
-def _table(*columns: str) -> Table:
+def _print(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """One line for each row; on a terminal a command is folded where it is too long, and nothing else is cut."""
     table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("label", "result", "command") else "right", no_wrap=True)
-    return table
-
-
-def _print(table: Table) -> None:
+    width = COMMAND_WIDTH_MIN
+    for index, column in enumerate(columns):
+        justify: JustifyMethod = "left" if column in ("label", "result", "command") else "right"
+        table.add_column(column, justify=justify, no_wrap=column != "command", overflow="fold")
+        if column != "command":
+            width += max(cell_len(row[index]) for row in (columns, *rows)) + 1
+    for row in rows:
+        table.add_row(*row)
     # No markup: "[bold]" in a command is just a word.
-    is_terminal = sys.stdout.isatty()
-    Console(markup=False, emoji=False, highlight=False, width=None if is_terminal else PIPED_WIDTH).print(table)
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.width = max(console.width, width) if _is_terminal() else LINE_MAX
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())  # else a long command would fill up the lines of the others
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _text(seconds: float) -> str:

@@ -2,7 +2,8 @@
 signal - the command that signals a running pool, and says what came of it
 
 The pool is found by its name, the whole of it, and only a living master's process is
-signalled, by a descriptor of that very process. For usr1 and usr2 the file is waited for.
+signalled, by a descriptor of that very process. For usr1 and usr2 the file is waited for,
+by a child that may be left behind: the file's directory may hang.
 Exit codes: 0 done, 1 failed, 2 usage, 3 no such pool is running.
 See also: master (what each signal does), pool (stop and drain, which wait for the end).
 """
@@ -12,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -22,7 +25,8 @@ from orchestrator.cli.pool import POLL_S, pool_options, send
 from orchestrator.status import snapshot
 from workers.board import Board, BoardError
 from workers.queues.names import shown
-from workers.system import SYSTEM
+from workers.system import SYSTEM, die_with_parent
+from workers.waiting import readable_within
 
 # What is said of each when it was sent; of the others more is known, see tell().
 SAID = {
@@ -38,6 +42,8 @@ SAID = {
     "ttou": "it gets one worker less for each queue",
 }
 ANSWER_S = 10.0
+PING_S = 5.0
+BEFORE, ANOTHER = b"b", b"a"
 
 
 @click.command("signal")
@@ -64,32 +70,72 @@ def signal_(which: str, name: str | None, run_dir: Path, timeout_s: float) -> No
 
 def tell(found: rundir.Running, which: str, timeout_s: float = ANSWER_S) -> None:
     """Send it, and print what was done and what came of it. Raises NotRunning and Failed."""
-    number = getattr(signal, f"SIG{which.upper()}", None)
-    path = _report(found, SAID[which]) if which in ("usr1", "usr2") else None
-    before = _version(path)
+    if which not in ("usr1", "usr2"):
+        _send(found, getattr(signal, f"SIG{which.upper()}", None))
+        click.echo(f"pool {found.name}: {SAID[which] or _life(found)}")
+        return
+    end_s = time.monotonic() + timeout_s
+    path = _report(found, SAID[which], timeout_s)
+    with _looking(path) as pipe:
+        # Sent all the same when the directory does not answer; only what comes of it cannot be seen then.
+        readable_within(pipe, max(end_s - time.monotonic(), 0.0) / 2)
+        _send(found, getattr(signal, f"SIG{which.upper()}"))
+        while (left_s := end_s - time.monotonic()) > 0:
+            if readable_within(pipe, min(left_s, POLL_S)) and (said := os.read(pipe, 1)) != BEFORE:
+                break
+            if SYSTEM.is_alive(found.pid, found.start) is False:
+                raise rundir.NotRunning(f"pool {found.name} (process {found.pid}) has ended meanwhile")
+        else:
+            said = b""
+    if said != ANOTHER:
+        raise Failed(f"{shown(str(path))} was not written within {timeout_s:g} s; the log of the pool says why")
+    click.echo(f"pool {found.name}: the {SAID[which]} is in {shown(str(path))}")
+
+
+def _send(found: rundir.Running, number: signal.Signals | None) -> None:
     said = "0" if number is None else number.name
     click.echo(f"Sending signal '{said}' to process '{found.pid}' [{shown(str(found.directory / 'pid'))}]")
     fd = send(found, number or 0)
     if fd is not None:
         os.close(fd)
-    if path is None:
-        click.echo(f"pool {found.name}: {SAID[which] or _life(found)}")
-        return
-    end_ns = SYSTEM.boottime_ns() + int(timeout_s * 1e9)
-    while (now := _version(path)) in (None, before):
-        if SYSTEM.is_alive(found.pid, found.start) is False:
-            raise rundir.NotRunning(f"pool {found.name} (process {found.pid}) has ended meanwhile")
-        if SYSTEM.boottime_ns() >= end_ns:
-            raise Failed(f"{shown(str(path))} was not written within {timeout_s:g} s; the log of the pool says why")
+
+
+@contextlib.contextmanager
+def _looking(path: Path) -> Iterator[int]:
+    """A pipe in which a child says BEFORE when it knows the version that is there, then ANOTHER when there is one."""
+    pipe, writer = os.pipe2(os.O_CLOEXEC)
+    parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        try:
+            _look(path, writer, parent)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        yield pipe
+    finally:
+        os.close(pipe)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, os.WNOHANG)  # where it hangs it is left behind
+
+
+def _look(path: Path, writer: int, parent: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)  # who reads what we say is not to wait for a child that hangs
+    die_with_parent(parent)
+    before = _version(path)
+    os.write(writer, BEFORE)
+    while _version(path) in (None, before):
         SYSTEM.sleep(POLL_S)
-    assert now is not None  # noqa: S101 - the condition of the loop
-    click.echo(f"pool {found.name}: the {SAID[which]} is in {shown(str(path))}")
+    os.write(writer, ANOTHER)
 
 
-def _report(found: rundir.Running, kind: str) -> Path:
+def _report(found: rundir.Running, kind: str, timeout_s: float) -> Path:
     """Where the master writes it. Raises Failed."""
     try:
-        path = control.request(found.control_path, "ping").get(kind)
+        path = control.request(found.control_path, "ping", min(timeout_s, PING_S)).get(kind)
     except control.ControlError as error:
         raise Failed(f"nothing was sent: {error}") from error
     if not isinstance(path, str):
@@ -102,12 +148,12 @@ def _report(found: rundir.Running, kind: str) -> Path:
     return Path(path)
 
 
-def _version(path: Path | None) -> tuple[int, int] | None:
+def _version(path: Path) -> tuple[int, int] | None:
     try:
-        info = os.stat(path) if path is not None else None
+        info = os.stat(path)
     except OSError:
         return None
-    return (info.st_ino, info.st_mtime_ns) if info is not None else None
+    return (info.st_ino, info.st_mtime_ns)
 
 
 def _life(found: rundir.Running) -> str:

@@ -26,6 +26,19 @@ class Append(ZenDaemonComponent):
         return daemon.FLAG_CONTINUE, args
 
 
+class Early(ZenDaemonComponent):
+    """Is done before it has begun."""
+
+    def get_events(self) -> Sequence[Mapping[str, object]]:
+        """See ZenDaemonComponent."""
+        return [self.gen_event_handler("start", self.cbk_event_start)]
+
+    def cbk_event_start(self, daemon: Daemon, args: object) -> tuple[int, object]:
+        """No more."""
+        daemon.set_done()
+        return daemon.FLAG_CONTINUE, args
+
+
 class Once(ZenDaemonComponent):
     """Counts to three, a tick every 10 ms, writes it down and is done. Needs no message."""
 

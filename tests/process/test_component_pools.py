@@ -34,6 +34,15 @@ def test_a_pool_whose_components_are_done_ends_by_itself(pools):
     assert pools.journal() == TICKS
 
 
+def test_a_pool_whose_components_are_done_before_its_queue_is_empty_has_failed_and_says_how_many_wait(pools, queue):
+    for number in range(3):
+        drop(queue, f"{number}", b"x")
+    text = f'[[queue]]\nname = "early"\nurl = "{queue}"\nworkers = 2\ncomponents = ["tests.process.stages:Early"]\n'
+    pool = pools.start("--config", config(pools, text), "--until-empty")
+    assert pool.wait() == 1, pool.log
+    assert "queue early: its components are done, and 3 messages wait in it" in pool.log
+
+
 def test_a_daemon_without_a_queue_goes_on_until_it_is_ended(pools):
     pool = pools.start("--config", config(pools, ONCE)).ready()
     pool.until(lambda: len(pools.journal()) == 3)

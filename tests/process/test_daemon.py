@@ -399,10 +399,10 @@ def test_a_log_that_is_renamed_goes_on_in_a_new_file_without_a_signal(daemons: D
     )
     daemons.start(str(queue), "--log-file", str(path), "--workers", "3", "--handler", "talking:handle")
     for number in range(90):
-        drop(queue, f"m{number:02}", b"x")
         if number % 30 == 29:
             path.rename(path.with_suffix(f".{number}"))
-            until(path.exists)  # somebody speaks
+        drop(queue, f"m{number:02}", b"x")
+        until(path.exists)  # somebody speaks of it
     until(lambda: is_empty(queue))
     daemons.stop()
     lines = [line for one in daemons.place.glob("pool.*") if one.is_file() for line in one.read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -75,6 +76,40 @@ def test_a_bad_file_is_logged_and_the_old_configuration_stays(pools: Pools, queu
     pool.until(lambda: len(pool.pids) == 3)
     pool.until(lambda: pool.scrape()["orchestrator_config_last_reload_successful", ()] == 1)
     assert pool.end() == 0
+
+
+def test_a_file_that_became_a_fifo_is_refused_and_holds_up_nobody(pools: Pools, queue: Path) -> None:
+    file = pools.place / "pool.toml"
+    good = text((queue, "note", 1), listen="none")
+    file.write_text(good)
+    pool = pools.start("--config", str(file), listen=None).ready()
+    file.unlink()
+    os.mkfifo(file)
+    pool.send(signal.SIGHUP)
+    pool.until(lambda: "is not reloaded" in pool.log)
+    assert "pool.toml: is no regular file" in pool.log
+    drop(queue, "goes on", b"x")
+    pool.until(lambda: pool.outcome("done") == 1)
+    assert pool.end() == 0
+
+
+def test_a_pool_that_is_ending_takes_no_queue_more(pools: Pools, queue: Path) -> None:
+    other = pools.place / "other"
+    make_queue(other).close()
+    file = pools.place / "pool.toml"
+    file.write_text(text((queue, "hold", 1), listen="none"))
+    pools.hold.touch()
+    pool = pools.start("--config", str(file), listen=None).ready()
+    drop(queue, "held", b"x")
+    pool.until(lambda: pools.journal() == ["holds held"])
+    pool.send(signal.SIGINT)
+    pool.until(lambda: pool.status["state"] == "draining")
+    file.write_text(text((queue, "hold", 1), (other, "note", 1), listen="none"))
+    pool.send(signal.SIGHUP)
+    pool.until(lambda: "not reloaded: the pool is ending" in pool.log)
+    pools.hold.unlink()
+    assert pool.wait() == 0
+    assert "other" not in pool.log
 
 
 def test_a_queue_removed_and_added_again_keeps_its_counters(pools: Pools, queue: Path) -> None:

@@ -227,6 +227,54 @@ def test_a_signal_at_the_start_is_obeyed(pools: Pools, queue: Path) -> None:
     assert pool.end() == 0
 
 
+RELEASING = """
+import os
+from orchestrator.master import SIGNALS
+from orchestrator.rundir import RunDir
+
+release = RunDir.release
+
+def release_in_a_storm(self):
+    for number in SIGNALS:
+        os.kill(os.getpid(), number)
+    release(self)
+
+RunDir.release = release_in_a_storm
+
+def handle(message):
+    pass
+"""
+
+
+def test_a_signal_between_the_end_of_the_loop_and_that_of_the_name_changes_nothing(pools: Pools, queue: Path) -> None:
+    (pools.place / "releasing.py").write_text(RELEASING)
+    path = os.pathsep.join([str(ROOT), str(pools.place)])
+    words = (str(queue), "--workers", "1", "--until-empty", "--handler", "releasing:handle", "--preload")
+    pool = pools.start(*words, environment={"PYTHONPATH": path})
+    assert pool.wait() == 0, pool.log
+    assert [path.name for path in pool.board_path.parent.iterdir()] == ["runlog"]
+
+
+@pytest.mark.parametrize("is_failing", [False, True])
+def test_signals_while_a_pool_ends_change_nothing(pools: Pools, queue: Path, *, is_failing: bool) -> None:
+    """From the first moment to the end of the process; neither its exit code nor what it leaves behind."""
+    handler = "no.such:handler" if is_failing else f"{HANDLERS}:hold"
+    pool = pools.start(str(queue), "--workers", "2", "--handler", handler, *(("--preload",) if is_failing else ()))
+    if not is_failing:
+        pool.ready().send(signal.SIGTERM)
+        # Once it hears nothing but its end: what comes before that is obeyed.
+        pool.until(lambda: "stopping" in pool.log)
+    else:
+        pool.until(lambda: pool.board_path.with_name("pid").exists() or pool.process.poll() is not None)
+    stormy = set(SIGNALS) - ({signal.SIGINT, signal.SIGTERM, signal.SIGQUIT} if is_failing else set())
+    while pool.process.poll() is None:
+        for number in stormy:
+            pool.send(number)
+    assert pool.wait() == (1 if is_failing else 0), pool.log
+    assert sorted(path.name for path in pool.board_path.parent.iterdir()) in (["runlog"], ["runlog", "state"])
+    assert "Traceback" not in pool.log
+
+
 def test_Z1_usr1_and_usr2_and_alrm_end_nothing(pools: Pools, queue: Path) -> None:
     pool = holding(pools, queue)
     before = pool.everyone()

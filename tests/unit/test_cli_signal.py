@@ -120,8 +120,26 @@ def test_usr1_waits_for_the_file_and_prints_its_path(tmp_path: Path) -> None:
 def test_a_file_that_does_not_come_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "a.runlog").write_text("{}")
     with master(tmp_path, "a", writes=False):
-        said = ran("signal", "usr1", "--run-dir", str(tmp_path), "--timeout", "0.01", code=1)
-        assert "was not written within 0.01 s" in said.stderr
+        said = ran("signal", "usr1", "--run-dir", str(tmp_path), "--timeout", "0.5", code=1)
+        assert "was not written within 0.5 s" in said.stderr
+
+
+def test_a_directory_that_hangs_is_not_waited_for_and_the_signal_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "_version", lambda _: signal.pause())
+    with master(tmp_path, "a") as process:
+        said = ran("signal", "usr1", "--run-dir", str(tmp_path), "--timeout", "0.5", code=1)
+        assert "was not written within 0.5 s" in said.stderr
+        assert came(process) == "SIGUSR1"
+
+
+def test_a_master_that_was_stopped_is_waited_for_no_longer_than_asked(tmp_path: Path) -> None:
+    with master(tmp_path, "a") as process:
+        process.send_signal(signal.SIGSTOP)
+        said = ran("signal", "usr1", "--run-dir", str(tmp_path), "--timeout", "0.1", code=1)
+        assert "nothing was sent" in said.stderr
+        assert "said nothing for 0.1 s" in said.stderr
 
 
 def test_a_pool_without_that_file_is_not_signalled(tmp_path: Path) -> None:

@@ -244,6 +244,45 @@ ERRORS = {
         'octal text of three digits such as "022"',
     ),
     "umask beyond the file modes": ('[daemon]\numask = "1022"', 5, "[daemon] umask", "octal text"),
+    "umask that takes the owner's rights": ('[daemon]\numask = "0777"', 5, "[daemon] umask", "the owner's own rights"),
+    "user beyond all numbers": ('[daemon]\nuser = "99999999999"', 5, "[daemon] user", "from 0 to 4294967294"),
+    "group that means no change": ('[daemon]\ngroup = "4294967295"', 5, "[daemon] group", "from 0 to 4294967294"),
+    "pid file that is the log": (
+        '[pool]\nlog_file = "/l"\n[daemon]\npid_file = "/x/../l"',
+        7,
+        "[daemon] pid_file",
+        "is pool.log_file too; name another file",
+    ),
+    "state file that is the output": (
+        '[pool]\nstate_file = "/l"\n[daemon]\nstdout = "/l"',
+        7,
+        "[daemon] stdout",
+        "is pool.state_file too",
+    ),
+    "pid file that is the pool's own": (
+        '[pool]\nrun_dir = "/r"\nname = "n"\n[daemon]\npid_file = "/r/n/pid"',
+        8,
+        "[daemon] pid_file",
+        "is a file of the run directory",
+    ),
+    "log among the states": (
+        '[pool]\nrun_dir = "/r"\nname = "n"\nlog_file = "/r/n/states/log"',
+        7,
+        "[pool] log_file",
+        "is a file of the run directory",
+    ),
+    "output that is the daemon's log": (
+        '[pool]\nrun_dir = "/r"\nname = "n"\n[daemon]\nstderr = "/r/n/log"',
+        8,
+        "[daemon] stderr",
+        "is the log of a daemon",
+    ),
+    "run logs where the state is": (
+        '[pool]\nrunlog_dir = "/r"\nstate_file = "/r"',
+        6,
+        "[pool] state_file",
+        "is pool.runlog_dir too",
+    ),
     "user as a number": ("[daemon]\nuser = 1000", 5, "[daemon] user", 'a number in quotes, as in "1000"'),
     "group that is a list": ('[daemon]\ngroup = "a:b"', 5, "[daemon] group", "a name or a number"),
     "list of daemons": ("[[daemon]]", 4, "daemon", "[daemon] once"),
@@ -505,6 +544,11 @@ def test_a_queue_that_loses_its_components_is_changed_and_new_keys_of_the_pool_n
         OTHER + 'components = ["m:C"]\noptions.x = 1\n[pool]\nrunlog_keep = 3\nlog_file = "l"\n[daemon]\numask = "077"'
     )
     assert diff(old, new).restart == ("pool.runlog_keep", "pool.log_file", "daemon.umask")
+
+
+def test_two_streams_and_devices_may_be_one(read):
+    daemon = read(QUEUE + '[pool]\nlog_file = "/dev/null"\n[daemon]\nstdout = "/o"\nstderr = "/o"').daemon
+    assert daemon.stdout == daemon.stderr == Path("/o")
 
 
 def test_paths_start_where_they_are_written(read, tmp_path, monkeypatch):

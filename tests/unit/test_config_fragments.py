@@ -172,13 +172,13 @@ def test_all_files_that_cannot_be_read_are_told_at_once_and_nothing_else(write):
     os.symlink("nowhere", here / "conf" / "20.toml")
     (here / "conf" / "30.toml").mkdir()
     os.mkfifo(here / "conf" / "40.toml")
-    said = refused(here, "base.toml", "conf", "none.toml")
+    os.mkfifo(here / "fifo.toml")
+    said = refused(here, "base.toml", "conf", "none.toml", "fifo.toml")
     assert [one.partition(": ")[0] for one in said] == [
-        "conf/20.toml", "conf/30.toml", "conf/40.toml", "conf/10.toml:1", "none.toml",
+        "conf/10.toml:1", "conf/20.toml", "conf/30.toml", "conf/40.toml", "none.toml", "fifo.toml",
     ]  # fmt: skip
-    assert "symbolic link to nothing" in said[0]
-    assert said[1].endswith(said[2].partition(": ")[2])
-    assert "no regular file; move it out" in said[2]
+    assert "symbolic link to nothing" in said[1]
+    assert all("no regular file; move it out" in said[index] for index in (2, 3, 5))
 
 
 def test_a_link_to_a_file_is_followed_and_paths_in_it_start_where_the_link_is(write):
@@ -190,7 +190,7 @@ def test_a_link_to_a_file_is_followed_and_paths_in_it_start_where_the_link_is(wr
 
 def test_a_fragment_that_may_not_be_read_is_named(write, monkeypatch):
     here = write(base=BASE, conf__10="")
-    monkeypatch.setattr("pathlib.Path.open", lambda path, _mode: (_ for _ in ()).throw(PermissionError(13, "Denied")))
+    monkeypatch.setattr("os.open", lambda path, _flags: (_ for _ in ()).throw(PermissionError(13, "Denied")))
     assert refused(here, "conf") == ["conf/10.toml: cannot be read: Denied; name a TOML file that this user may read"]
 
 

@@ -8,7 +8,9 @@ import json
 import logging
 import os
 import pwd
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,45 +143,101 @@ def test_who_is_that_user_already_and_no_root_changes_nothing(monkeypatch: pytes
     assert identify(str(NOBODY), "901") is not None
 
 
+def test_the_environment_tells_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    users = {700: pwd.struct_passwd(("orders", "x", 700, 701, "", "/srv/orders", "/bin/sh"))}
+    monkeypatch.setattr(pwd, "getpwuid", users.__getitem__)
+    expected = {"HOME": "/srv/orders", "USER": "orders", "LOGNAME": "orders", "SHELL": "/bin/sh"}
+    assert identity.environment(700) == expected
+    assert identity.environment(NOBODY) == {"HOME": "/", "USER": None, "LOGNAME": None, "SHELL": None}
+
+
 # ---- the run directory of somebody else
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-def test_a_run_directory_is_made_for_the_user_below_what_he_can_pass(tmp_path: Path) -> None:
-    before = os.umask(0o022)
-    try:
-        for _ in range(2):
-            rundir.prepare(tmp_path / "run", "demo", (NOBODY, NOBODY))
-    finally:
-        os.umask(before)
-    assert ((tmp_path / "run").stat().st_uid, (tmp_path / "run").stat().st_mode & 0o777) == (0, 0o755)
-    own = (tmp_path / "run" / "demo").stat()
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+
+
+@pytest.fixture(name="place")
+def _place() -> Iterator[Path]:
+    """A directory that any user can pass, which pytest's own is not."""
+    place = Path(tempfile.mkdtemp(prefix="daemon-"))
+    place.chmod(0o755)
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture(name="masked")
+def _masked() -> Iterator[None]:
+    """What root's shell may have set."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@root_only
+@pytest.mark.usefixtures("masked")
+def test_a_run_directory_is_made_for_the_user_below_what_he_can_pass(place: Path) -> None:
+    for _ in range(2):
+        rundir.prepare(place / "run", "demo", (NOBODY, NOBODY))
+    assert ((place / "run").stat().st_uid, (place / "run").stat().st_mode & 0o777) == (0, 0o755)
+    own = (place / "run" / "demo").stat()
     assert (own.st_uid, own.st_gid, own.st_mode & 0o777) == (NOBODY, NOBODY, 0o700)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@root_only
 def test_in_a_directory_of_the_user_his_own_is_made_with_his_rights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is given away there: he could have put a link in its place meanwhile."""
 
     def chown(*arguments: object, **more: object) -> None:
         raise AssertionError(arguments)
 
-    (tmp_path / "run").mkdir(mode=0o755)
-    os.chown(tmp_path / "run", NOBODY, NOBODY)
+    (place / "run").mkdir(mode=0o755)
+    os.chown(place / "run", NOBODY, NOBODY)
     monkeypatch.setattr(os, "chown", chown)
     for _ in range(2):
-        rundir.prepare(tmp_path / "run", "demo", (NOBODY, NOBODY))
-    own = (tmp_path / "run" / "demo").stat()
+        rundir.prepare(place / "run", "demo", (NOBODY, NOBODY))
+    own = (place / "run" / "demo").stat()
     assert (own.st_uid, own.st_gid, own.st_mode & 0o777) == (NOBODY, NOBODY, 0o700)
     assert (os.geteuid(), os.getegid()) == (0, 0)
-    (tmp_path / "run" / "link").symlink_to(tmp_path)
+    (place / "run" / "link").symlink_to(place)
     with pytest.raises(RunDirError, match="symbolic link"):
-        rundir.prepare(tmp_path / "run", "link", (NOBODY, NOBODY))
+        rundir.prepare(place / "run", "link", (NOBODY, NOBODY))
 
 
-def test_a_run_directory_of_our_own_is_for_us_alone(tmp_path: Path) -> None:
+@root_only
+@pytest.mark.usefixtures("masked")
+def test_the_pools_of_other_users_find_their_way_past_a_first_pool_of_root(place: Path) -> None:
+    rundir.RunDir.acquire(place / "run", "first").release()
+    assert (place / "run").stat().st_mode & 0o777 == 0o755
+    rundir.prepare(place / "run", "second", (NOBODY, NOBODY))
+
+
+@root_only
+@pytest.mark.parametrize("closed", ["above", "above/run"])
+def test_a_directory_that_the_user_may_not_enter_is_named_before_anything_is_made(place: Path, closed: str) -> None:
+    (place / "above" / "run").mkdir(parents=True)
+    (place / closed).chmod(0o700)
+    with pytest.raises(RunDirError, match=rf"user {NOBODY} may not enter {place / closed} \(mode 700\); chmod o\+x"):
+        rundir.prepare(place / "above" / "run", "demo", (NOBODY, NOBODY))
+    assert (os.geteuid(), os.getegid()) == (0, 0)
+    assert not (place / "above" / "run" / "demo").exists()
+
+
+@root_only
+def test_root_makes_no_directory_where_a_link_of_the_user_leads(place: Path) -> None:
+    (place / "theirs").mkdir()
+    os.chown(place / "theirs", NOBODY, NOBODY)
+    (place / "root").mkdir()
+    (place / "theirs" / "link").symlink_to(place / "root")
+    with pytest.raises(RunDirError, match="there is a link on the way"):
+        rundir.prepare(place / "theirs" / "link" / "run", "demo", (NOBODY, NOBODY))
+    assert os.listdir(place / "root") == []
+
+
+@pytest.mark.usefixtures("masked")
+def test_a_pools_own_directory_is_for_us_alone(tmp_path: Path) -> None:
     rundir.prepare(tmp_path / "run", "demo")
-    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "run").stat().st_mode & 0o777 == (0o755 if os.geteuid() == 0 else 0o700)
     assert (tmp_path / "run" / "demo").stat().st_mode & 0o777 == 0o700

@@ -172,6 +172,25 @@ def test_reopening_keeps_the_descriptor_and_leaves_none_open(tmp_path: Path) -> 
     assert path.read_text().count("\n") == 1
 
 
+def test_no_link_is_followed_where_others_may_write(tmp_path: Path) -> None:
+    """Neither at first nor at a rotation, which the owner of the directory can bring about."""
+    secret, theirs = tmp_path / "secret", tmp_path / "theirs"
+    secret.write_text("kept\n")
+    theirs.mkdir()
+    theirs.chmod(0o777)
+    log = to_file(theirs / "log")
+    log.info("one")
+    (theirs / "log").rename(theirs / "log.1")
+    (theirs / "log").symlink_to(secret)
+    log.info("two")
+    logs.reopen()
+    log.info("three")
+    with pytest.raises(OSError, match="there is a link on the way"):
+        logs.LogFile(theirs / "log")
+    assert secret.read_text() == "kept\n"
+    assert (theirs / "log.1").read_text().count("\n") == 3
+
+
 def test_reopening_is_nothing_for_a_log_on_a_stream(tmp_path: Path) -> None:
     stream, log = logged("text")
     logs.reopen()

@@ -6,6 +6,7 @@ Fault Z12 is that of the original (PyPI pyzenkit), which is run beside us.
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import importlib.util
 import os
@@ -115,7 +116,7 @@ def test_Z12_a_file_left_by_a_killed_process_is_taken_over(tmp_path: Path, takin
 
 def test_a_longer_content_of_before_leaves_no_rest(tmp_path: Path) -> None:
     path = tmp_path / "x.pid"
-    path.write_text("123456789 and more\n" * 3)
+    path.write_text("123456789 123456789\n" * 3)
     held = take(path)
     assert path.read_text() == f"{os.getpid()}\n"
     held.release()
@@ -149,8 +150,8 @@ def test_a_file_removed_between_open_and_lock_is_made_again(tmp_path: Path) -> N
     path = tmp_path / "x.pid"
     opened = PidFile.open(path)
     path.unlink()
+    path.with_name("x.pid.lock").unlink()
     opened.acquire(b"%d\n" % os.getpid())
-    # Read by another process: closing what we had read ourselves would drop the lock.
     assert in_child(lambda: taken_or_refused(path)).startswith(f"{os.getpid()} ")
     opened.release()
 
@@ -187,6 +188,125 @@ def test_what_is_no_file_of_its_own_is_refused_and_left_as_it_is(tmp_path: Path,
     with pytest.raises(PidFileError, match=re.escape(str(path))):
         PidFile.open(path)
     assert other.read_text() == "kept"
+
+
+def lock_shared(path: Path) -> object:
+    """What anybody may do who can read the file."""
+    file = path.open()
+    fcntl.lockf(file, fcntl.LOCK_SH)
+    return file
+
+
+def test_readers_that_lock_the_file_keep_nobody_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.pid"
+    with holder(path):
+        pass
+    with holder(path, lock_shared):
+        held = take(path)
+        assert path.read_text() == f"{os.getpid()}\n"
+        assert in_child(lambda: taken_or_refused(path)).startswith(f"{os.getpid()} ")
+        held.release()
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_locked_can_be_opened_by_its_owner_alone(tmp_path: Path) -> None:
+    held = take(tmp_path / "x.pid")
+    assert stat.S_IMODE((tmp_path / "x.pid.lock").stat().st_mode) == 0o600
+    held.release()
+
+
+@pytest.mark.parametrize("content", ["precious\n", "12 apples\n", "1\n" * 50])
+def test_a_file_with_anything_but_a_number_in_it_is_refused_and_kept(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "orders.csv"
+    path.write_text(content)
+    with pytest.raises(PidFileError, match="holds something that is no process number"):
+        PidFile.open(path)
+    assert path.read_text() == content
+    assert os.listdir(tmp_path) == ["orders.csv"]
+
+
+def test_what_a_crash_of_the_host_left_of_a_number_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "x.pid"
+    path.write_bytes(bytes(5))
+    take(path).release()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("name", ["x.pid", "x.pid.lock"])
+def test_a_file_of_another_user_is_refused_but_of_who_it_is_for(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    os.chown(tmp_path / name, 12345, 12345)
+    with pytest.raises(PidFileError, match=f"{name} is another user's"):
+        take(tmp_path / "x.pid")
+    PidFile.open(tmp_path / "x.pid", owners=(12345,)).close()
+
+
+def test_a_file_that_everybody_may_write_into_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.pid").touch()
+    (tmp_path / "x.pid").chmod(0o666)
+    with pytest.raises(PidFileError, match="others may write into it"):
+        take(tmp_path / "x.pid")
+
+
+def test_a_way_that_others_can_bend_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    (tmp_path / "shared" / "link").symlink_to(tmp_path)
+    with pytest.raises(PidFileError, match="there is a link on the way"):
+        PidFile.open(tmp_path / "shared" / "link" / "x.pid")
+
+
+def test_what_was_made_for_nothing_is_taken_away(tmp_path: Path) -> None:
+    path = tmp_path / "x.pid"
+    PidFile.open(path).discard()
+    assert os.listdir(tmp_path) == []
+    path.write_text("4711\n")
+    PidFile.open(path).discard()
+    assert os.listdir(tmp_path) == ["x.pid"]
+    with holder(path) as pid:
+        PidFile.open(path).discard()
+        assert path.read_text() == f"{pid}\n"
+        assert in_child(lambda: taken_or_refused(path)).startswith(f"{pid} ")
+
+
+def test_what_was_made_for_nothing_stays_where_somebody_else_holds_it_by_now(tmp_path: Path) -> None:
+    path = tmp_path / "x.pid"
+    opened = PidFile.open(path)
+    with holder(path) as pid:
+        opened.discard()
+        assert in_child(lambda: taken_or_refused(path)).startswith(f"{pid} ")
+
+
+def test_a_full_disk_leaves_no_empty_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(PidFileError, match="No space left"):
+        take(tmp_path / "x.pid")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without rights")
+def test_a_directory_that_the_holder_may_not_enter_does_not_matter(tmp_path: Path) -> None:
+    """It was opened by root. What cannot be removed is emptied."""
+    path = tmp_path / "closed" / "x.pid"
+    path.parent.mkdir(mode=0o700)
+    opened = PidFile.open(path)
+
+    def child() -> str:
+        os.setuid(12345)
+        opened.acquire(b"%d\n" % os.getpid())
+        os.lseek(opened.descriptors[1], 0, os.SEEK_SET)
+        content = os.read(opened.descriptors[1], 64).decode()
+        opened.release()
+        return f"{os.getpid()} {content}"
+
+    pid, content = in_child(child).split()
+    assert pid == content
+    opened.close()
+    assert path.read_text() == ""
+    take(path).release()
 
 
 @pytest.mark.parametrize(

@@ -81,10 +81,11 @@ def write_pid(run_dir: Path, name: str, content: str) -> None:
     (directory / "pid").write_text(content)
 
 
-def test_directories_are_made_for_us_alone(tmp_path: Path) -> None:
+def test_the_directory_is_for_us_alone_and_above_roots_everybody_may_pass(tmp_path: Path) -> None:
     run = RunDir.acquire(tmp_path / "x" / "run", "a")
-    for path in (tmp_path / "x", tmp_path / "x" / "run", run.path):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    for path in (tmp_path / "x", tmp_path / "x" / "run"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o755 if os.geteuid() == 0 else 0o700)
+    assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
     assert stat.S_IMODE((run.path / "pid").stat().st_mode) == 0o600
     assert (run.path / "pid").read_text() == f"{os.getpid()} {start_ticks(os.getpid())}\n"
     run.release()
@@ -119,8 +120,28 @@ def test_a_released_name_can_be_acquired_again(tmp_path: Path) -> None:
     run.control_path.touch()
     run.release()
     run.release()
-    assert os.listdir(run.path) == []
-    RunDir.acquire(tmp_path, "a").release()
+    assert os.listdir(tmp_path) == []
+    again = RunDir.acquire(tmp_path, "a")
+    (again.path / "kept").touch()
+    again.release()
+    assert os.listdir(run.path) == ["kept"]
+
+
+def test_a_directory_that_its_last_master_removes_meanwhile_is_made_anew(tmp_path: Path) -> None:
+    """Between its opening and that of the pid file in it."""
+    removed = []
+
+    class Removing(System):
+        def network_filesystem(self, path: str) -> str | None:
+            if not removed:
+                removed.append(path)
+                os.rmdir(path)
+            return None
+
+    run = RunDir.acquire(tmp_path, "a", Removing())
+    assert removed == [str(run.path)]
+    assert (run.path / "pid").read_text().split()[0] == str(os.getpid())
+    run.release()
 
 
 def test_a_forked_child_neither_holds_nor_releases_the_lock(tmp_path: Path) -> None:

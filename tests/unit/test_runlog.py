@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import re
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from orchestrator import runlog
 from orchestrator.cli import cli
+from orchestrator.cli import runlog as command
 from orchestrator.runlog import ERRORS_MAX, ErrorLines, RunLog, analyse, files, read
-from workers.saved import save
+from workers.saved import SavedError, load, save
 from workers.system import start_ticks
 
 BEGUN_S = 1_700_000_000.0  # 2023-11-14 22:13:20 UTC
@@ -65,10 +71,55 @@ def test_Z18_the_newest_are_kept_and_the_own_one_always(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     own.prune()
     left = [path.name for path in files(tmp_path)]
-    assert [name[:14] for name in left] == ["20231114221320", "20231114221504", "20231114221505", "20231114221506"]
+    assert [name[:14] for name in left] == ["20231114221320", "20231114221505", "20231114221506"]
     assert own.path is not None
     assert own.path.name in left
     assert (tmp_path / "notes.txt").exists()
+
+
+def test_after_the_clock_was_set_back_runs_of_the_future_are_the_oldest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their names say: the kernel says when they were written, and this run's file what time it is."""
+    for year in (2030, 2031, 2032):
+        (tmp_path / f"{year}1114221320.1.runlog").touch()
+    before, own = begun(tmp_path, started_s=BEGUN_S), begun(tmp_path, keep=2, started_s=BEGUN_S + 100)
+    lstat = os.lstat
+
+    def of_the_future(path: Path) -> object:
+        found = lstat(path)
+        years = int(path.name[:4]) - 2026 if path.name[:3] == "203" else 0
+        return SimpleNamespace(st_ctime=found.st_ctime + years * 3e7, st_mtime=found.st_mtime)
+
+    monkeypatch.setattr(os, "lstat", of_the_future)
+    own.prune()
+    assert files(tmp_path) == [before.path, own.path]
+
+
+def test_on_a_full_disk_the_end_is_written_over_the_earlier_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is too long for that is left out; what came of the run is there."""
+    own = begun(tmp_path)
+    assert own.path is not None
+    own.save(os.getpid(), None, {})
+    size = own.path.stat().st_size
+    opened = os.open
+
+    def full(path: object, flags: int, *more: object, **named: object) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(path, flags, *more, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(SavedError, match="No space left"):
+        own.save(os.getpid(), None, {})
+    for queues, error, is_kept in (("short", "short", True), ("x" * size, "short", False), ("", "y" * size, False)):
+        own.errors.lines.append(error)
+        own.save(os.getpid(), 0, {"queues": queues})
+        found = load(own.path)
+        assert (found["result"], found["rc"], own.path.stat().st_size) == ("success", 0, size)
+        assert found["statistics"] == ({"queues": queues} if is_kept else {})
 
 
 def test_what_a_dead_writer_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
@@ -152,6 +203,31 @@ def test_a_run_whose_process_is_gone_has_died_and_one_of_another_host_cannot_be_
     assert analyse("a", here | {"host": "another"}, 2.0).result == "running"
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text() | st.integers() | st.just(10**400) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = ("ts", "result", "rc", "errors", "time_marks", "argv", "pid", "start", "host", "saved", "name")
+
+
+@settings(max_examples=50, deadline=None)
+@given(run=st.fixed_dictionaries({}, optional=dict.fromkeys(FIELDS, JSON)), is_run=st.booleans())
+@example(run={"ts": 10**400, "result": "running", "pid": 10**400}, is_run=False)
+@example(run={"rc": "\ud800", "argv": ["\ud800", [[]]], "result": "\ud800" * 30}, is_run=True)
+@example(run={"time_marks": [{"ident": "stage_process_start", "time": -(10**400)}], "saved": 1e308}, is_run=True)
+def test_one_hostile_file_hides_no_other(run: dict[str, object], *, is_run: bool) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        finished(Path(place, "20231114221320.1.runlog"), started_s=BEGUN_S)
+        save(Path(place, "20231114221321.2.runlog"), run | ({"ts": BEGUN_S} if is_run else {}))
+        for words in ("list", "evaluate"):
+            lines = ran(words, "--runlog-dir", place).stdout.splitlines()
+            assert lines[1].startswith("20231114221320.1 ")
+            assert all(len(line) < 20_000 and line.isprintable() for line in lines)
+            ran(words, "--json", "--runlog-dir", place)
+        ran("show", "--runlog-dir", place)
+
+
 @pytest.mark.parametrize("wrong", [
     {"time_marks": 5}, {"time_marks": [5, {"ident": [], "time": "x"}]}, {"saved": -1e308, "argv": 7}, {"argv": [{}]},
     {"time_marks": [{"ident": "stage_process_start", "time": 1e308}], "saved": float("inf")}, {"pid": "x", "start": []},
@@ -197,12 +273,51 @@ def test_a_file_that_is_no_run_log_is_a_line_of_warning_and_nothing_else(tmp_pat
     (tmp_path / "20231114221323.4.runlog").symlink_to("/etc/passwd")
     os.mkfifo(tmp_path / "20231114221324.5.runlog")
     place = ("--runlog-dir", str(tmp_path))
-    for command in ("list", "evaluate"):
-        said = ran(command, *place)
+    for words in ("list", "evaluate"):
+        said = ran(words, *place)
         assert said.stderr.count("\n") == said.stderr.count("orchestrator: ") == 4
         assert "20231114221320.1" in said.stdout
         assert "\x1b" not in said.stdout
     assert json.loads(ran("show", *place).stdout)["rc"] == 0  # the newest that can be read
+
+
+def test_a_long_command_cuts_no_other_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pipe a line is as long as it is; on a terminal the command is folded."""
+    words = ["orchestrator", *(f"--option-{number}" for number in range(100))]
+    for number in (1, 2):
+        argv = words if number == 1 else ["short"]
+        finished(tmp_path / f"2023111422132{number}.1.runlog", started_s=BEGUN_S, argv=argv, errors=[""] * 12345)
+    place = ("--runlog-dir", str(tmp_path))
+    first, second = ran("list", *place).stdout.splitlines()[1:]
+    assert first.endswith(" ".join(words))
+    assert re.fullmatch(r"20231114221322\.1 +[0-9,.]+s +success +0 +12345 +10\.0s +short", second)
+    for columns in ("70", "30"):
+        monkeypatch.setenv("COLUMNS", columns)
+        monkeypatch.setattr(command, "_is_terminal", lambda: True)
+        lines = ran("list", *place).stdout.splitlines()
+        assert lines[1].startswith("20231114221321.1 ")
+        assert " success " in lines[1]
+        assert " 12345 " in lines[1]
+        assert len(lines) > 5
+
+
+def test_a_neighbour_that_cannot_be_read_is_left_out_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "runlog").mkdir(parents=True)
+    finished(tmp_path / "a" / "runlog" / "20231114221320.1.runlog", started_s=BEGUN_S)
+    is_dir = Path.is_dir
+
+    def denied(path: Path) -> bool:
+        if path.parent.name == "b":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    said = ran("list", "--run-dir", str(tmp_path))
+    assert said.stderr == f"orchestrator: {tmp_path}/b is left out: Permission denied\n"
+    assert "20231114221320.1" in said.stdout
 
 
 def test_what_is_not_there_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from workers import saved
-from workers.saved import SavedError, load, save
+from workers.saved import SavedError, load, overwrite, save
 
 
 def refusing(number: int):
@@ -50,6 +50,28 @@ def test_a_version_that_cannot_be_written_leaves_the_one_before_and_nothing_else
                 save(path, {"version": 2})
         assert load(path) == {"version": 1}
         assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_has_no_room_anew_is_written_over_what_is_there_if_it_fits(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    save(path, {"version": 1}, size_min=100)
+    assert path.stat().st_size == 100
+    before = path.stat().st_ino
+    overwrite(path, {"version": "x" * 100}, {"version": 2}, {"version": 3})
+    assert load(path) == {"version": 2}
+    assert (path.stat().st_ino, path.stat().st_size) == (before, 100)
+    with pytest.raises(SavedError, match="No space left"):
+        overwrite(path, {"version": "x" * 100})
+    assert load(path) == {"version": 2}
+    with pytest.raises(SavedError):
+        overwrite(tmp_path / "missing", {})
+
+
+def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    for path in (Path("/"), tmp_path, tmp_path / ".."):
+        with pytest.raises(SavedError):
+            save(path, {})
+    assert os.listdir(tmp_path) == []
 
 
 def test_Z17_a_writer_that_dies_half_way_leaves_the_version_before_it_whole(tmp_path: Path) -> None:

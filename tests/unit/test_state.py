@@ -137,11 +137,30 @@ def test_the_dump_is_complete_and_json(tmp_path: Path) -> None:
 def test_a_master_that_begins_clears_what_a_killed_one_left(tmp_path: Path) -> None:
     (tmp_path / "states").mkdir()
     save(worker_file(tmp_path / "states", "q", 0, 1), said(cnt=1))
-    config = load((), flags={"run_dir": str(tmp_path)}, environment={}, needs_queues=False)
+    config = load((), flags={"run_dir": str(tmp_path)}, environment={}, queues=["null:"], components=["m:h"])
     with contextlib.closing(Loop()) as loop:
         source = state.begin(config, Board.create(), {}, loop, tmp_path)
     assert os.listdir(source.directory) == []
     assert answers(source.directory, ()) == {}
+
+
+def test_a_state_file_that_is_a_directory_is_refused(tmp_path: Path) -> None:
+    for path in ("/", str(tmp_path)):
+        config = load((), flags={"run_dir": str(tmp_path), "state_file": path}, environment={}, needs_queues=False)
+        with contextlib.closing(Loop()) as loop, pytest.raises(state.StateError, match="is a directory; name a file"):
+            state.begin(config, Board.create(), {}, loop, tmp_path)
+
+
+def test_a_place_for_answers_is_there_only_where_components_are(tmp_path: Path) -> None:
+    config = load((), flags={"run_dir": str(tmp_path)}, environment={}, queues=["null:"], handler="m:h")
+    more = load((), flags={"run_dir": str(tmp_path)}, environment={}, queues=["null:"], components=["m:h"])
+    with contextlib.closing(Loop()) as loop:
+        source = state.begin(config, Board.create(), {}, loop, tmp_path)
+        assert not source.directory.exists()
+        state.prepare(source, more.queues)
+        save(worker_file(source.directory, "null", 0, 1), said(cnt=1))
+        state.end(source)
+    assert not source.directory.exists()
 
 
 # ---- the worker's side
