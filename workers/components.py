@@ -17,6 +17,8 @@ turn() and wait_s(). Rates and delays go by a clock that nobody can set.
 stop: what waits in line is handled, and what is due within MAX_STOP_TIMEOUT seconds; then it is over. A period of
 every() begins no new turn. terminate: over after the callback in hand.
 
+A component is whatever has get_events(); of the rest of ZenDaemonComponent it may have what it likes.
+
 Raises: ZenDaemonComponentException for a list of events that is none, by the constructor; what a component's setup()
 raises, by setup(). run(), turn() and emit() let nothing out that is an Exception.
 Limits: a callback that never returns is ended by the third SIGINT only, one second later, and only while it runs
@@ -83,12 +85,12 @@ class ZenDaemonComponent:
 
     gen_event_handler = staticmethod(gen_event_handler)
     clock: Clock = staticmethod(monotonic_s)
+    pattern_stats = "{}\n\t{:20s}  {:>14,} ({:>+10,}, {:>8,.2f} #/s)"
 
     def __init__(self, **_kwargs: object) -> None:
         self.statistics_cur: dict[str, object] = {}
         self.statistics_prev: dict[str, object] = {}
         self.statistics_ts = self.clock()
-        self.pattern_stats = "{}\n\t{:20s}  {:>14,} ({:>+10,}, {:>8,.2f} #/s)"
 
     def get_events(self) -> Sequence[Mapping[str, object]]:
         """Answer a gen_event_handler() for each callback. Called once, by the daemon's constructor."""
@@ -194,6 +196,7 @@ class Daemon:
 
     Attributes:
         queue: where events are scheduled.
+        config: the options.
         callbacks: event to its chain of (component, callback).
         on_failure: called with event, args and error after a callback has raised.
         failures: how many callbacks have.
@@ -201,6 +204,7 @@ class Daemon:
 
     FLAG_CONTINUE = 1
     FLAG_STOP = 0
+    CORE_FILEQUEUE = "filequeue"  # what cc() knows of the queue in front of components
 
     def __init__(
         self,
@@ -223,7 +227,7 @@ class Daemon:
         self.logger = logging.getLogger(name)
         self.on_failure: OnFailure | None = None
         self.failures = 0
-        self._config, self._core = dict(config or {}), dict(core or {})
+        self.config, self._core = dict(config or {}), dict(core or {})
         self._labels = _labels(self.components)
         self._periods = 0  # how many events of every() are scheduled
         self._stop = _Period(0, None)  # stands for the args of our own terminate
@@ -247,11 +251,15 @@ class Daemon:
 
     def c(self, key: str, default: object = None) -> object:
         """Answer the option *key*."""
-        return self._config.get(key, default)
+        return self.config.get(key, default)
 
     def cc(self, key: str, default: object = None) -> object:
         """Answer what the program itself has found out under *key*."""
         return self._core.get(key, default)
+
+    def dbgout(self, text: object) -> None:
+        """Log *text* for who looks closely."""
+        self.logger.debug("%s", text)
 
     def set_done(self) -> None:
         """Begin to stop; see the header. The event stop follows."""
@@ -279,10 +287,9 @@ class Daemon:
         if self._is_set_up:
             return
         self._is_set_up = True
-        for component in self.components:
-            component.setup(self)
-        for component in self.components:
-            component.setup_dump(self)
+        for hook in ("setup", "setup_dump"):
+            for component in self.components:
+                getattr(component, hook, _nothing)(self)
 
     def emit(self, event: str, args: object = None) -> tuple[int, object]:
         """Call the chain of *event* now; the last answer, or (FLAG_STOP, None) when a callback failed."""
@@ -307,7 +314,7 @@ class Daemon:
 
         Never waits. Ends when nothing is due.
         """
-        left = math.inf if until is not None else self.queue.count()
+        left = math.inf if until is not None else self.queue.count_ready()
         while left > 0 and not (until is not None and until()) and self._handle_next():
             left -= 1
 
@@ -319,10 +326,18 @@ class Daemon:
         """Whether anything but events of every() is scheduled."""
         return self.queue.count() > self._periods
 
-    def has_to_finish(self) -> bool:
-        """Whether a graceful stop has something to handle: what waits in line, or is due before its terminate."""
-        if self.queue.waiting():
-            return True
+    def stop(self) -> None:
+        """Begin to stop, once: the event stop is the next one, and the end is certain. See has_to_finish()."""
+        if not self._is_stopping:
+            self._begin_to_stop()
+            self.queue.schedule_next("stop")
+
+    def has_to_finish(self, *, is_hurried: bool = False) -> bool:
+        """Whether a stop has something to handle: what waits in line, or, without hurry, is due before terminate."""
+        if self._is_over:
+            return False
+        if is_hurried or self.queue.has_line():
+            return self.queue.has_line()
         for _, _, args in self.queue.timers():
             if args is self._stop:
                 return False
@@ -340,7 +355,7 @@ class Daemon:
         for component in self.components:
             label = self._labels[id(component)]
             try:
-                components[label] = component.get_state()
+                components[label] = getattr(component, "get_state", dict)()
             except Exception as error:  # noqa: BLE001 - the state of the others is wanted all the more
                 components[label] = {"error": f"get_state() failed: {error!r}"}
         timers = [(wait_s, event, _args_of(args)) for wait_s, event, args in self.queue.timers()]
@@ -383,9 +398,8 @@ class Daemon:
         for number in reversed(signals.taken()):
             if number in _SIGNAL_EVENTS:
                 self.queue.schedule_next(_SIGNAL_EVENTS[number])
-        if self._is_done and not self._is_stopping:
-            self._begin_to_stop()
-            self.queue.schedule_next("stop")
+        if self._is_done:
+            self.stop()
         if self._handle_next():
             return True
         # RACE: a SIGINT since the look above makes us done, but the event stop is still to come.
@@ -432,6 +446,7 @@ class Daemon:
                 self.every(args.seconds, event, args.args)
             args = args.args
         self.emit(event, args)
+        self.queue.cause = None
         return True
 
     def _checked(self, answer: object, callback: Callback) -> tuple[int, object]:
@@ -505,8 +520,10 @@ class Daemon:
         own = {id(owner) for owner, _ in self.callbacks["log_statistics"]}
         for component in self.components:
             # get_statistics() begins the next interval, so it is for one to call.
-            if id(component) not in own and component.statistics_cur:
-                text = worded(component.pattern_stats, component.get_statistics())
+            has_some = hasattr(component, "get_statistics") and getattr(component, "statistics_cur", None)
+            if id(component) not in own and has_some:
+                pattern = getattr(component, "pattern_stats", ZenDaemonComponent.pattern_stats)
+                text = worded(pattern, component.get_statistics())
                 for line in text.splitlines():
                     if line.strip():
                         self.logger.info("statistics of %s: %s", self._labels[id(component)], line.strip())
@@ -530,6 +547,10 @@ def _labels(components: Iterable[ZenDaemonComponent]) -> dict[int, str]:
         counts[name] += 1
         found[id(component)] = name if counts[name] == 1 else f"{name}-{counts[name]}"
     return found
+
+
+def _nothing(_daemon: Daemon) -> None:
+    """Stands for what a component does not have."""
 
 
 def _args_of(args: object) -> object:

@@ -80,6 +80,7 @@ class Services:
         is_held_up: whether nothing is claimed because the output is full.
         sleep: for at most so many seconds; being asked to leave ends it.
         is_leaving: whether the worker was asked to leave.
+        is_hurried: whether that is to be quick: wait for nothing that is not there yet.
     """
 
     queue: Queue
@@ -89,6 +90,7 @@ class Services:
     is_held_up: Callable[[], bool]
     sleep: Callable[[float], None]
     is_leaving: Callable[[], bool]
+    is_hurried: Callable[[], bool]
 
 
 @runtime_checkable

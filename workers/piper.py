@@ -21,7 +21,12 @@ message in hand, and answers these events; each may be called otherwise by event
 bytes are taken as well. An id that is not of the message in hand is counted (cnt_errors) and stops its event.
 
 What goes wrong with the message in hand ends this attempt, as any failure of a handler: a callback that raises, a copy
-that cannot be put, and that nothing is scheduled any more that could settle it.
+that cannot be put, and that nothing is scheduled any more that could settle it. That an event is about the message is
+said by its id, or where it has none by its cause: it was scheduled by one that was. The failure of another event ends
+no attempt, and a message_enqueue that is another's and meets a queue that is full or away is put off until there is
+room, in its order.
+
+At the end what waits in line is handled, and, without hurry, what is due before the daemon's terminate.
 
 Limits: one message at a time in each worker. A message whose components schedule events without end is held until the
 queue's time_limit. What was put by message_enqueue or message_duplicate is put again by another attempt.
@@ -36,8 +41,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from workers.components import Daemon, ZenDaemonComponent, ZenDaemonException
-from workers.errors import HandlerError
-from workers.events import EventQueueManager
+from workers.dump import shown
+from workers.errors import HandlerError, QueueFull, QueueUnavailable
+from workers.events import EventQueueManager, about
 from workers.handler import CANCELLED, Services, look_up
 from workers.message import Done, Forward, Message, Outcome, Reject
 from workers.queues.spool import Spool
@@ -52,9 +58,13 @@ COUNTERS = (
     "cnt_enqueued", "cnt_fetched", "cnt_updated", "cnt_committed", "cnt_banished", "cnt_canceled", "cnt_dispatched",
     "cnt_duplicated", "cnt_errors",
 )  # fmt: skip
+FAILED_MAX = 5  # so many are named
 NOT_SETTLED = "no component settled it; schedule message_commit, or add workers.piper:Commiter"
 CHECK_S = 10.0  # between two queue_check
 PAUSE_S_MAX = 1.0  # a step of the wall clock wakes nobody
+ROOM_S, ROOM_S_MAX = 0.1, 5.0  # between two attempts to put what was put off
+TOLD_S = 60.0  # so often it is said that something is
+TAKE_UP = "take up what was put off"
 
 
 class Filer(ZenDaemonComponent):
@@ -73,6 +83,10 @@ class Filer(ZenDaemonComponent):
         self.outcome: Outcome | None = None
         self.failure: Exception | None = None
         self._message: Message | None = None
+        self._cause: object = None  # of all that the message in hand leads to
+        self._room_s = 0.0
+        self._is_timed = False  # whether a TAKE_UP is scheduled
+        self._told_s = -math.inf
         self._is_fetched = False
         self._updated: bytes | None = None
         self._services: Services | None = None
@@ -85,21 +99,23 @@ class Filer(ZenDaemonComponent):
 
     def take(self, message: Message) -> None:
         """Have *message* in hand."""
-        self._message, self._is_fetched, self.outcome, self.failure = message, False, None, None
+        self._message, self._cause = message, object()
+        self._is_fetched, self.outcome, self.failure = False, None, None
 
     def leave(self) -> None:
         """Have nothing in hand."""
-        self._message = self._updated = None
+        self._message = self._updated = self._cause = None
 
     def is_over(self) -> bool:
         """Whether the message in hand needs no more events."""
         return self.outcome is not None or self.failure is not None
 
-    def is_about(self, args: object) -> bool:
-        """Whether an event with *args* may be about the message in hand: there is one, and they name no other."""
+    def is_about(self, daemon: Daemon, args: object) -> bool:
+        """Whether the event that is handled, with *args*, is about the message in hand."""
         if self._message is None:
             return False
-        return not isinstance(args, Mapping) or args.get("id", self._message.name) == self._message.name
+        subject = about(args)
+        return daemon.queue.cause is self._cause if subject is None else subject == self._message.name
 
     def named(self, event: str) -> str:
         """What *event* is called here."""
@@ -109,7 +125,8 @@ class Filer(ZenDaemonComponent):
 
     def get_events(self) -> Sequence[Mapping[str, object]]:
         """See ZenDaemonComponent."""
-        return [self.gen_event_handler(self.named(event), getattr(self, f"cbk_event_{event}")) for event in EVENTS]
+        own = [self.gen_event_handler(self.named(event), getattr(self, f"cbk_event_{event}")) for event in EVENTS]
+        return [*own, self.gen_event_handler(TAKE_UP, self.cbk_event_take_up)]
 
     def get_state(self) -> dict[str, object]:
         """See ZenDaemonComponent."""
@@ -134,6 +151,7 @@ class Filer(ZenDaemonComponent):
         if message is None or self._is_fetched:
             return daemon.FLAG_CONTINUE, None
         self._is_fetched = True
+        daemon.queue.cause = self._cause  # whatever has led to this event, the next one is about the message
         data = text_of(message.body)
         self.inc_statistic("cnt_fetched")
         if data.strip():
@@ -146,11 +164,47 @@ class Filer(ZenDaemonComponent):
     def cbk_event_message_enqueue(self, daemon: Daemon, args: object) -> Answer:
         """Put a new message; its id goes into the answer."""
 
+        is_own = self.is_about(daemon, args)
+
         def put(given: Mapping[str, object]) -> object:
-            name = self._around.queue.put(bytes_of(given["data"]))
+            data = bytes_of(given["data"])
+            # ORDER: behind what was put off before it, or messages would change their order.
+            # See test_what_is_enqueued_behind_something_that_was_put_off_waits_for_it.
+            if not is_own and daemon.queue.has_put_off():
+                daemon.queue.put_off(self.named("message_enqueue"), given)
+                return None
+            try:
+                name = self._around.queue.put(data)
+            except (QueueUnavailable, QueueFull) as error:
+                if is_own:
+                    raise
+                self._wait_for_room(daemon, given, error)
+                return None
+            self._room_s = 0.0
             return None if name is None else {**given, "id": name}
 
         return self._do("cnt_enqueued", put, daemon, args)
+
+    def _wait_for_room(self, daemon: Daemon, args: object, error: Exception) -> None:
+        """
+        Put a message_enqueue off.
+
+        Not in place, for that would keep this worker from the messages whose end makes room.
+        """
+        # A queue that is full again and again is no news.
+        if self.clock() - self._told_s >= TOLD_S:
+            self._told_s = self.clock()
+            daemon.logger.warning("%s; message_enqueue waits until it works again", error)
+        daemon.queue.put_off(self.named("message_enqueue"), args)
+        if not self._is_timed:
+            self._room_s, self._is_timed = min(self._room_s * 2 or ROOM_S, ROOM_S_MAX), True
+            daemon.queue.schedule_after(self._room_s, TAKE_UP)
+
+    def cbk_event_take_up(self, daemon: Daemon, args: object) -> Answer:
+        """Try again what was put off."""
+        self._is_timed = False
+        daemon.queue.take_up()
+        return daemon.FLAG_CONTINUE, args
 
     def cbk_event_message_update(self, daemon: Daemon, args: object) -> Answer:
         """Give it another content, for what follows in this attempt."""
@@ -218,8 +272,9 @@ class Filer(ZenDaemonComponent):
 
     def _in_hand(self, args: Mapping[str, object]) -> Message:
         """The message that *args* speak of. An id is compared, and never made a path of."""
-        if self._message is None or self.outcome is not None or args["id"] != self._message.name:
-            raise NotInHand(f"{args['id']!r:.300} is not the message in hand")
+        name = args["id"]
+        if self._message is None or self.outcome is not None or type(name) is not str or name != self._message.name:
+            raise NotInHand(f"{shown(name):.300} is not the message in hand")
         return self._message
 
     def _settled(
@@ -241,7 +296,7 @@ class Filer(ZenDaemonComponent):
         except Exception as error:  # noqa: BLE001 - it is logged, counted, and the attempt fails of it
             self.inc_statistic("cnt_errors")
             daemon.logger.error("%s: %s: %s", counter.removeprefix("cnt_"), type(error).__name__, error)
-            if self._message is not None and self.outcome is None and not isinstance(error, NotInHand):
+            if self.outcome is None and not isinstance(error, NotInHand) and self.is_about(daemon, args):
                 self.failure = self.failure or error
             return daemon.FLAG_STOP, None
         if answer is None:
@@ -297,11 +352,17 @@ class Piper:
         queue: EventQueueManager | None = None,
     ) -> None:
         self.filer = Filer(event_map)
+        known = dict(core or {})
+        known.setdefault(
+            Daemon.CORE_FILEQUEUE,
+            {"dir_queue": _place(known.get("queue")), "dir_next_queue": _place(known.get("output"))},
+        )
         self.daemon = Daemon(
-            [self.filer, *components], name=name, config=options, core=core, stats_interval_s=stats_interval_s,
+            [self.filer, *components], name=name, config=options, core=known, stats_interval_s=stats_interval_s,
             queue=queue,
         )  # fmt: skip
         self.daemon.on_failure = self._on_failure
+        self._failed: list[str] = []  # events that are not about the message in hand, since it is
         self._services: Services | None = None
 
     def __call__(self, message: Message) -> Outcome:
@@ -311,9 +372,10 @@ class Piper:
         Raises what a callback raised, and HandlerError when there is nothing left that could settle it.
         """
         daemon, filer, sleep = self.daemon, self.filer, self._around.sleep
-        self._forget(message.name)  # what an earlier one of this name has left behind would settle this one
+        daemon.queue.forget(message.name)  # what an earlier one of this name has left behind would settle this one
         filer.take(message)
         daemon.queue.schedule(filer.named("message_next"))
+        self._failed.clear()
         try:
             while not filer.is_over():
                 daemon.turn(until=filer.is_over)
@@ -321,28 +383,32 @@ class Piper:
                     if daemon.is_over():
                         raise HandlerError("the daemon was terminated with the message in hand")
                     if not daemon.is_busy():
-                        raise HandlerError(NOT_SETTLED)
+                        also = f"; failed meanwhile: {', '.join(self._failed)}" if self._failed else ""
+                        raise HandlerError(NOT_SETTLED + also)
                     sleep(min(daemon.wait_s(), PAUSE_S_MAX))
             if filer.outcome is None:
                 raise cast(Exception, filer.failure)
             return filer.outcome
         finally:
             if filer.outcome is None:  # this attempt is over, and so is what was still to be done in it
-                self._forget(message.name)
+                daemon.queue.forget(message.name)
+            else:
+                daemon.queue.forget_timers(message.name)
             filer.leave()
-
-    def _forget(self, name: str) -> None:
-        self.daemon.queue.forget(lambda _, args: isinstance(args, Mapping) and args.get("id") == name)
+            daemon.queue.take_up()  # a message that ends may have made room
 
     def _on_failure(self, event: str, args: object, error: Exception) -> None:
         """A callback raised: that ends the message in hand, unless it was about something else."""
         filer, daemon = self.filer, self.daemon
         if event == filer.named("message_process") and event not in daemon.callbacks:
             return  # nothing is left to be handled then, and that is said
-        if event != "log_statistics" and not filer.is_over() and filer.is_about(args):
+        is_about = event == filer.named("message_next") or filer.is_about(daemon, args)
+        if is_about and not filer.is_over():
             filer.failure = error
-        else:
-            daemon.logger.error("what failed in event %s:", event, exc_info=error)
+            return
+        daemon.logger.error("what failed in event %s:", event, exc_info=error)
+        if event not in self._failed and len(self._failed) < FAILED_MAX:
+            self._failed.append(event)
 
     # ---- between messages
 
@@ -382,16 +448,17 @@ class Piper:
         return self.daemon.get_state()
 
     def close(self) -> None:
-        """The event stop, and what waits in line. A daemon that is done by itself first does what it has scheduled."""
+        """The event stop, and what is to be handled after it; see the header."""
         daemon, services = self.daemon, self._around
-        is_own = daemon.is_done()
         daemon.set_done()
-        daemon.queue.schedule_next("stop")
-        daemon.turn()
-        daemon.turn()  # what the stop has scheduled
-        while is_own and self.is_busy() and not services.is_leaving():
+        daemon.stop()
+        daemon.queue.take_up()
+        while daemon.has_to_finish(is_hurried=services.is_hurried()):
             services.sleep(min(daemon.wait_s(), PAUSE_S_MAX))
             daemon.turn()
+        if left := daemon.queue.waiting():
+            names = ", ".join(sorted({event for event, _ in left}))
+            daemon.logger.error("%d events were not handled before the end: %s", len(left), names)
 
 
 def component_of(use: str, keywords: Mapping[str, object]) -> ZenDaemonComponent:
@@ -406,9 +473,9 @@ def component_of(use: str, keywords: Mapping[str, object]) -> ZenDaemonComponent
         raise HandlerError(
             f"component {use!r} cannot be made with ({given}): {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(component, ZenDaemonComponent):
-        raise HandlerError(f"component {use!r} is a {type(component).__name__}, and no ZenDaemonComponent")
-    return component
+    if not callable(getattr(component, "get_events", None)):
+        raise HandlerError(f"component {use!r} is a {type(component).__name__}, which has no get_events()")
+    return cast(ZenDaemonComponent, component)
 
 
 def text_of(body: bytes) -> str:
@@ -423,6 +490,11 @@ def bytes_of(data: object) -> bytes:
     if isinstance(data, bytes):
         return data
     raise TypeError(f"the data of a message is text or bytes, not {type(data).__name__}")
+
+
+def _place(url: object) -> str | None:
+    """The directory of a spool queue, of another one its URL."""
+    return str(url).removeprefix("spool:") if url else None
 
 
 def _text(args: Mapping[str, object], key: str) -> str:

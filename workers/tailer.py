@@ -11,16 +11,18 @@ The file may be away, come later, be renamed with another in its place (the old 
 more, then the new one), or be cut to nothing and written again (copytruncate). Files are told apart by
 device, inode and their first bytes. The last line of a file that is over counts as whole.
 
-No line is read before those before it were handled, so a slow daemon holds no more than READ_BYTES of them.
-With position_file the next start goes on where this one ended, in a file that was renamed meanwhile too
-(looked for beside it, by its inode); after a crash the lines since the last look may come again.
+No line is read before the event line is empty: those before it were handled, and all that they scheduled but for
+timers. So a slow daemon holds no more than READ_BYTES of them, and the position in position_file is behind nothing
+that is not done. The next start goes on there, in a file that was renamed meanwhile too (looked for beside it, by
+its inode); after a crash the lines since then come again.
 
 Raises: ZenDaemonComponentException from setup() for what is no regular file, and for a position_file that cannot
 be believed. Later the like is logged once, and looked at again and again.
 Limits: one process follows a file, so workers = 1. Lost is what the file's own writer or rotation loses: what is
 written between the copy and the truncation, two rotations within one interval_s, what comes to a renamed file after
 linger_s. A file that is truncated and outgrows the old one within one interval with the same first bytes is taken
-for the old one. A read from a dead network filesystem blocks.
+for the old one. An event that schedules itself in line for ever keeps more from being read. A read from a dead
+network filesystem blocks.
 Long because: the life of one file, renamed, cut, found again, is one story.
 See also: components, COMPONENTS.md.
 """
@@ -187,25 +189,25 @@ class FileTailer(ZenDaemonComponent):
         """Have the file read when what waits in line has been handled."""
         if not self._is_reading:
             self._is_reading = True
-            daemon.queue.schedule(self._read)
+            daemon.queue.schedule_last(self._read)
         return daemon.FLAG_CONTINUE, args
 
     def cbk_event_read(self, daemon: Daemon, args: object) -> tuple[int, object]:
         """Make events of the next lines, at most READ_BYTES of them."""
-        # ORDER: the position, then more lines. All that were scheduled before this event have been handled, those
-        # that it schedules have not. See test_a_line_is_handled_again_after_a_crash_rather_than_never.
+        # ORDER: the position, then more lines. The line is empty: those before have been handled, and all that they
+        # led to. Those read now have not. See test_a_line_is_handled_again_after_a_crash_rather_than_never.
         self._save_position(daemon)
         self._is_reading = False
         if not daemon.is_done():
             self._tried(daemon, "name", self._look_for_others)  # whatever is there now, the old file is read on
             self._is_reading = self._tried(daemon, "file", self._read_on)
         if self._is_reading:
-            daemon.queue.schedule(self._read)
+            daemon.queue.schedule_last(self._read)
         return daemon.FLAG_CONTINUE, args
 
     def cbk_event_stop(self, daemon: Daemon, args: object) -> tuple[int, object]:
-        """Read no more, and remember the place when the lines in line have been handled."""
-        daemon.queue.schedule(self._end)
+        """Read no more, and remember the place when the lines in line, and what they led to, have been handled."""
+        daemon.queue.schedule_last(self._end)
         return daemon.FLAG_CONTINUE, args
 
     def cbk_event_end(self, daemon: Daemon, args: object) -> tuple[int, object]:

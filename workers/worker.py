@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workers.board import Q, Slot, W, WorkerState, WorkerText, observe
+from workers.board import Header, MasterState, Q, Slot, W, WorkerState, WorkerText, observe
 from workers.errors import (
     ClaimLost,
     HandlerError,
@@ -57,6 +57,7 @@ REST_S = 2.0  # between two signs of life of a worker with nothing in hand
 MOVED_IN_S = 1.0  # a file older than that may have been moved in, and its name is read for when
 LONG_S = 1.0  # a message held longer is named in the process title
 FULL_S = 10.0  # an output that is full for longer is spoken of
+NO_REST_NS = 1_000_000  # what is left of a rest and is shorter than poll(2) can tell
 
 # A member of an enumeration costs as much to look up as a word to write, and these are written for each message.
 CLAIMS, PROCESS_CLAIMS, PROCESS_SETTLED = int(W.CLAIMS), int(W.PROCESS_CLAIMS), int(W.PROCESS_SETTLED)
@@ -112,6 +113,8 @@ class Worker:
     _driven: EventDriven | None = None  # the handler, where it is one
     _onward: str = ""  # where all that is done goes: the output, or where an Onward goes
     _limit: OutputLimit | None = None
+    _full_s: float = 0.0  # for how long the output was full at the last look
+    _rest_until_ns: int = 0  # until then nothing is looked at, and only the handler's events go on; 0: no rest
 
     def __post_init__(self) -> None:
         if isinstance(self.handler, EventDriven):
@@ -132,7 +135,7 @@ class Worker:
         queue, leaving, driven, limit = self.queue, self.leaving, self._driven, self._limit
         if driven is not None:
             driven.open(self._services())
-        is_idle, held_s = False, 0.0
+        is_idle = False
         # Busy when there are events: idle and with nothing waiting, it would look as if all were done.
         words[STATE] = self._state_at_rest()
         while not leaving.is_asked:
@@ -143,10 +146,9 @@ class Worker:
                     driven.turn()
                     if driven.is_done():
                         break
-                if limit is not None and not limit.has_room():
-                    is_idle, held_s = False, self._wait_for_room(limit, held_s)
+                if self._is_resting() or (limit is not None and not self._has_room(limit)):
+                    is_idle = False
                     continue
-                held_s = 0.0
                 claim = queue.claim()
                 if claim is None:
                     if not is_idle:
@@ -162,7 +164,7 @@ class Worker:
                     self.wait(self._wait_s(WAIT_S), leaving.fd)
                     continue
             except QueueUnavailable as error:
-                self._wait_in_trouble(error, is_served=True)
+                self._rest(self._trouble(error))
                 continue
             is_idle, self._trouble_s = False, 0.0
             self._handle(slot, claim)
@@ -186,6 +188,7 @@ class Worker:
             is_held_up=lambda: consumer.board.worker(consumer.worker_slot).words[W.OUTPUT_FULL] != 0,
             sleep=self._pause,
             is_leaving=lambda: self.leaving.is_asked,
+            is_hurried=lambda: consumer.board.header.words[Header.STATE] == MasterState.STOPPING,
         )
 
     def _pause(self, seconds: float) -> None:
@@ -218,15 +221,33 @@ class Worker:
         except OrchestratorError as error:
             raise QueueUnavailable(f"cannot hand on to {self._onward}: {error}") from error
 
-    def _wait_for_room(self, limit: OutputLimit, held_s: float) -> float:
-        """Wait for another look at the output, which has been full for *held_s*; for how long then."""
-        words = self.consumer.board.worker(self.consumer.worker_slot).words
-        words[STATE] = self._state_at_rest()
-        pause_s = limit.pause_s(held_s)
-        if held_s < FULL_S <= held_s + pause_s:
+    def _has_room(self, limit: OutputLimit) -> bool:
+        """Whether one more message may be claimed; else there is a rest until it is time for another look."""
+        if limit.has_room():
+            return True
+        self.consumer.board.worker(self.consumer.worker_slot).words[STATE] = self._state_at_rest()
+        full_s = limit.full_s()
+        if self._full_s < FULL_S <= full_s:
             log.warning("%s: nothing is claimed while %d wait in %s", self.queue.url, limit.limit, self._onward)
-        self.leaving.wait(self._wait_s(pause_s))
-        return held_s + pause_s
+        self._full_s = full_s
+        self._rest(limit.pause_s())
+        return False
+
+    def _rest(self, seconds: float) -> None:
+        self._rest_until_ns = self.system.boottime_ns() + int(seconds * 1e9)
+
+    def _is_resting(self) -> bool:
+        """Whether the rest is not over; it is waited for, or for the handler's next event."""
+        if not self._rest_until_ns:
+            return False
+        left_ns = self._rest_until_ns - self.system.boottime_ns()
+        if left_ns < NO_REST_NS:
+            self._rest_until_ns = 0
+            return False
+        if self._driven is not None:
+            self.consumer.board.worker(self.consumer.worker_slot).words[STATE] = self._state_at_rest()
+        self.leaving.wait(self._wait_s(left_ns / 1e9))
+        return True
 
     # ---- leaving
 
@@ -246,16 +267,12 @@ class Worker:
             queue.close()
         self.queue.detach()
 
-    def _wait_in_trouble(self, error: QueueUnavailable | QueueFull, *, is_served: bool = False) -> bool:
-        """
-        Back off; the sentence is logged when the trouble starts. True when asked to leave.
-
-        *is_served*: the handler's events go on meanwhile.
-        """
+    def _trouble(self, error: QueueUnavailable | QueueFull) -> float:
+        """How long to back off; the sentence is logged when the trouble starts."""
         if not self._trouble_s:
             log.warning("%s; waiting until it works again", error)
         self._trouble_s = min(self._trouble_s * 2 or 0.1, TROUBLE_S_MAX)
-        return self.leaving.wait(self._wait_s(self._trouble_s) if is_served else self._trouble_s)
+        return self._trouble_s
 
     # ---- one message
 
@@ -318,7 +335,7 @@ class Worker:
                 log.warning("%s: %s", self.queue.url, error)
                 return "input_gone"
             except (QueueUnavailable, QueueFull) as error:
-                if self._wait_in_trouble(error) and self._trouble_s >= 1.0:
+                if self.leaving.wait(self._trouble(error)) and self._trouble_s >= 1.0:
                     return None  # asked to leave: the keeper gives it back
                 continue
             self._trouble_s = 0.0

@@ -421,6 +421,13 @@ def test_a_turn_handles_what_was_there_and_no_more() -> None:
     assert daemon.is_busy()
 
 
+def test_a_turn_counts_what_waits_and_not_what_is_to_come(clock: Clock) -> None:
+    given = Given(x=lambda daemon, args: (daemon.queue.schedule("x"), (1, args))[1])
+    daemon = daemon_of(given, clock=clock, schedule=(("x",),), schedule_after=((5, "x"),) * 20)
+    daemon.turn()
+    assert len(given.calls) == 1
+
+
 def test_a_turn_with_a_condition_goes_on_until_it_is_true_or_nothing_is_due(clock: Clock) -> None:
     given = Given(x=lambda daemon, args: (daemon.queue.schedule("x"), (1, args))[1], y=None)
     daemon = daemon_of(given, clock=clock, schedule=(("x",),))
@@ -603,6 +610,39 @@ def test_what_setup_raises_is_told_to_who_runs_it() -> None:
 
     with pytest.raises(ZenDaemonComponentException, match="no such file"):
         daemon_of(Failing()).run()
+
+
+def test_whatever_has_events_is_a_component(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """Of the rest it may have what it likes: here nothing, and here counters."""
+
+    class Bare:
+        def get_events(self) -> Any:
+            return [{"event": "x", "callback": lambda daemon, args: (daemon.FLAG_CONTINUE, args), "prepend": False}]
+
+    class Counting(Bare):
+        statistics_cur = {"cnt_some": 3}  # noqa: RUF012 - as somebody may write it
+
+        def get_statistics(self) -> Any:
+            return {"cnt_some": {"cnt": 3, "inc": 3, "spd": 1.5, "pct": 100.0}}
+
+    caplog.set_level("INFO")
+    daemon = daemon_of(Bare(), Counting(), clock=clock, schedule=(("x",), ("log_statistics",)))  # type: ignore[arg-type] # that is the point
+    daemon.setup()
+    daemon.turn()
+    assert daemon.failures == 0
+    assert daemon.get_state()["components"] == {"Bare": {}, "Counting": {}}
+    assert "cnt_some" in caplog.text
+
+
+def test_a_daemon_can_be_asked_as_components_of_the_kind_it_is_modelled_on_ask(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG")
+    daemon = daemon_of(config={"one": 1}, core={"filequeue": {"dir_queue": "/q"}})
+    daemon.dbgout("looked at %s")
+    assert caplog.messages == ["looked at %s"]
+    assert daemon.config == {"one": 1}
+    assert daemon.cc(daemon.CORE_FILEQUEUE) == {"dir_queue": "/q"}
 
 
 def test_options_are_answered_with_their_defaults() -> None:

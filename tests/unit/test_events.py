@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.events import EventQueueManager, QueueEmptyException
+from workers.events import EventQueueManager, QueueEmptyException, about
 
 
 @dataclass
@@ -179,11 +179,127 @@ def test_what_is_scheduled_can_be_looked_at_in_the_order_in_which_it_comes(event
 
 def test_what_is_forgotten_does_not_come_and_the_others_come_in_their_order(events, wall, monotonic):
     for number in range(4):
-        events.schedule("line", number)
-        events.schedule_at(wall.now_s + 9 - number, "wall", number)
-        events.schedule_after(9 - number, "monotonic", number)
-    assert events.forget(lambda _, number: number in (1, 2)) == 6
+        args = {"id": "ab"[number in (1, 2)], "number": number}
+        events.schedule("line", args)
+        events.schedule_at(wall.now_s + 9 - number, "wall", args)
+        events.schedule_after(9 - number, "monotonic", args)
+    assert events.forget("b") == 6
+    assert events.forget("b") == 0
     monotonic.now_s += 9
     wall.now_s += 9
-    assert [events.next()[1] for _ in range(events.count())] == [3, 3, 0, 0, 0, 3]
-    assert events.forget(lambda *_: True) == 0
+    assert [events.next()[1]["number"] for _ in range(events.count())] == [3, 3, 0, 0, 0, 3]
+
+
+def test_timers_are_forgotten_by_what_they_were_about_and_the_line_stays(events, monotonic):
+    events.schedule("line", {"id": "a"})
+    for delay_s in (1, 2, 3):
+        events.schedule_after(delay_s, "timer", {"id": "a"})
+    monotonic.now_s += 2
+    assert events.next()[0] == "timer"  # the next one is due, too
+    events.forget_timers("a")
+    assert [event for event, _ in events.waiting()] == ["line"]
+    assert events.timers() == []
+    events.schedule_after(1, "timer", {"id": "a"})
+    events.forget_timers("a")
+    assert events.timers() == []
+
+
+def test_nothing_is_known_of_timers_that_have_come(events, monotonic):
+    for subject in "aab":
+        events.schedule_after(1, "timer", {"id": subject})
+    monotonic.now_s += 1
+    drained(events)
+    assert not events._abouts
+
+
+def test_what_cannot_be_compared_can_be_scheduled_and_is_about_nothing(events):
+    class Never(str):
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError(other)
+
+        __hash__ = None  # type: ignore[assignment]
+
+    for found in (Never("a"), 7, None, b"a", ["a"]):
+        assert about({"id": found}) is None
+        events.schedule_after(1, "timer", {"id": found})
+        events.schedule("line", {"id": found})
+    assert about("a") is about(None) is about({}) is None
+    assert events.forget("a") == 0
+
+
+# ---- the end of the line
+
+
+def test_the_last_ones_come_when_the_line_is_empty_and_all_that_it_led_to_was_handled(events):
+    events.schedule_last("last")
+    events.schedule("a")
+    events.schedule_after(5, "timer")
+    assert events.next() == ("a", None)
+    events.schedule("b")
+    assert events.next() == ("b", None)
+    assert events.wait() == 0
+    assert events.next() == ("last", None)
+    assert events.next() == (None, None)
+
+
+def test_what_is_put_off_comes_again_in_its_order_and_before_the_last_ones(events):
+    events.schedule_last("last")
+    for event in "abc":
+        events.schedule(event)
+    events.put_off(*events.next())
+    events.put_off(*events.next())
+    assert events.next() == ("c", None)
+    assert events.next() == (None, None)
+    assert events.wait() == math.inf
+    assert events.count() == 3
+    assert not events.has_line()
+    events.schedule("d")
+    events.take_up()
+    assert drained(events) == ["a", "b", "d", "last"]
+
+
+def test_what_is_due_again_and_again_starves_neither_the_line_nor_another_timer(events, wall):
+    """Each time it is handled it is scheduled again, for now or for a time long ago."""
+    for again in (lambda: events.schedule_after(0, "again"), lambda: events.schedule_at(0, "again")):
+        again()
+        for event in "ab":
+            events.schedule(event)
+        seen = []
+        for turn in range(8):
+            if turn == 1:
+                events.schedule_at(wall.now_s - 5, "late")
+            event, _ = events.next()
+            seen.append(event)
+            if event == "again":
+                again()
+        assert [event for event in seen if event != "again"][:3] == ["a", "late", "b"], seen
+        while events.count():
+            events.next()
+
+
+def test_what_waits_and_what_is_due_is_counted_and_what_is_to_come_is_not(events):
+    events.schedule("line")
+    events.schedule_last("last")
+    for delay_s in (-1, 0, 1, 2):
+        events.schedule_after(delay_s, "timer")
+    assert events.count_ready() == 4
+    assert events.count() == 6
+    events.put_off("line")
+    assert events.count_ready() == 3
+
+
+def test_an_event_has_the_cause_of_the_one_that_scheduled_it(events):
+    events.cause = "first"
+    for schedule in (events.schedule, events.schedule_next, events.schedule_last, events.put_off):
+        schedule("event")
+    events.schedule_after(0, "event")
+    events.schedule_at(0, "event")
+    events.take_up()
+    events.cause = None
+    events.schedule("other")
+    causes = []
+    for _ in range(events.count()):
+        event, _ = events.next()
+        causes.append(events.cause)
+        assert events.cause == ("first" if event == "event" else None)
+    assert causes.count("first") == 6

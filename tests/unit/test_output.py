@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import logging
+import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +17,14 @@ from tests.schedules import Actor, Step, sampled, schedules
 from tests.unit.test_worker import Patient, figures, work
 from workers.board import PROCESS_WORDS, Board, Q, W
 from workers.errors import QueueUnavailable
-from workers.handler import CANCELLED
+from workers.handler import CANCELLED, Services
 from workers.handlers.onward import Onward
-from workers.message import Forward, Reject
-from workers.output import GOOD_NS, OutputLimit
+from workers.message import Forward, Message, Reject
+from workers.output import OutputLimit
 from workers.queues.null import Null
+from workers.worker import Worker
+
+MORE, MOMENT_NS = 64, 100_000_000  # as promised to operators: places at a time, and for how long
 
 
 class Counted(Null):
@@ -66,14 +71,17 @@ class Limits:
         return self.board.worker(self.slots[index]).words[W.RESERVED]
 
 
-def test_far_below_the_limit_most_claims_need_no_look(tmp_path):
-    limits = Limits(tmp_path, workers=1, limit=1000)
+@pytest.mark.parametrize(("at", "most"), [(0, 60), (2500, 500)])
+def test_below_half_of_the_limit_most_claims_need_no_look_and_above_half_each_does(tmp_path, at, most):
+    limits = Limits(tmp_path, workers=1, limit=5000)
     (limit,) = limits.each
-    for _ in range(900):
+    limits.output.count = at
+    for _ in range(500):
         assert limit.has_room()
+        assert limits.reserved(0) <= MORE
         limits.output.count += 1
         limit.used()
-    assert limits.output.looks < 20
+    assert (limits.output.looks <= most) if at == 0 else (limits.output.looks == most)
 
 
 def test_at_the_limit_nothing_is_claimed_until_there_is_room(tmp_path):
@@ -124,7 +132,7 @@ def test_a_worker_that_is_idle_keeps_one_place_only(tmp_path):
     assert limits.output.looks == looks
 
 
-@pytest.mark.parametrize("what", ["a second has passed", "another pool has come"])
+@pytest.mark.parametrize("what", ["a while has passed", "another pool has come"])
 def test_places_are_held_several_at_a_time_only_while_they_are_known_to_be_free(tmp_path, what):
     limits = Limits(tmp_path, workers=1, limit=1000)
     (limit,) = limits.each
@@ -132,12 +140,52 @@ def test_places_are_held_several_at_a_time_only_while_they_are_known_to_be_free(
     limit.used()
     assert limit.has_room()
     assert limits.reserved(0) > 1
-    if what == "a second has passed":
-        limits.world.moved_ns += GOOD_NS
+    looks = limits.output.looks
+    limits.world.moved_ns += MOMENT_NS - 1
+    assert limit.has_room()
+    assert limits.output.looks == looks
+    if what == "a while has passed":
+        limits.world.moved_ns += 1
     else:
         limits.board.queues[0].words[Q.PEERS] = 2
+    limits.output.count = 999
     assert limit.has_room()
+    assert limits.output.looks == looks + 1
     assert limits.reserved(0) == 1
+
+
+def test_what_is_counted_is_as_old_as_the_beginning_of_the_look(tmp_path):
+    """A listing may take long, and what it passed first has changed by its end."""
+    limits = Limits(tmp_path, workers=1, limit=1000)
+    (limit,) = limits.each
+    assert limit.has_room()
+    limit.used()
+
+    def takes_long() -> None:
+        limits.world.moved_ns += MOMENT_NS
+
+    limits.output.before = takes_long
+    for _ in range(2):
+        looks = limits.output.looks
+        assert limit.has_room()
+        assert limits.output.looks == looks + 1
+
+
+def test_that_no_other_pool_is_there_is_believed_only_after_half_of_a_leases_timeout(tmp_path):
+    """The keeper's first look may have been before the other's first beat; and each time anew."""
+    limits = Limits(tmp_path, workers=1, limit=1000)
+    (limit,), words = limits.each, limits.board.queues[0].words
+    words[Q.HALF_TIMEOUT_NS] = 30_000_000_000
+    is_several = []
+    for peers, passed_s in [(1, 0), (1, 15), (1, 14), (1, 2), (2, 0), (1, 29), (1, 29), (1, 2)]:
+        words[Q.PEERS] = peers
+        limits.world.moved_ns += passed_s * 1_000_000_000
+        for _ in range(2):  # how many is known by the look before
+            assert limit.has_room()
+            is_several.append(limits.reserved(0) > 1)
+            for _ in range(limits.reserved(0)):
+                limit.used()
+    assert is_several[::2] == [False, False, False, True, False, False, False, True]
 
 
 @pytest.mark.parametrize("peers", [0, 2])
@@ -182,12 +230,19 @@ def test_an_output_that_cannot_be_counted_reserves_nothing(tmp_path):
 def test_the_waits_for_room_double_up_to_the_longest(tmp_path):
     limits = Limits(tmp_path, workers=1, limit=10)
     held_s, waits = 0.0, []
+    limits.output.count = 10
     for _ in range(12):
-        waits.append(limits.each[0].pause_s(held_s))
+        assert not limits.each[0].has_room()
+        assert limits.each[0].full_s() == pytest.approx(held_s)
+        waits.append(limits.each[0].pause_s())
         held_s += waits[-1]
+        limits.world.moved_ns += round(waits[-1] * 1e9)
     assert 0.04 <= waits[0] <= 0.05
     assert all(later >= 0.8 * min(sum(waits[:number]), 10) for number, later in enumerate(waits))
     assert 8 <= waits[-1] <= 10
+    limits.output.count = 9
+    assert limits.each[0].has_room()
+    assert limits.each[0].full_s() == 0
 
 
 # ---- every order
@@ -229,7 +284,8 @@ class Interleaved(Limits):
                 words = self.board.worker(slot).words = Seen(words, number, self.acting)  # type: ignore[assignment]
             limit._words = words
             limit._turn_to(self.output)
-            limit._share = 2  # each wants two places
+            # Each wants two places, and may have them up to the limit: only there can one more be one too many.
+            limit._share, limit._half = 2, self.limit
 
     def worker(self, number: int, messages: int) -> Actor:
         """Hands *messages* on, or finds no room."""
@@ -301,6 +357,90 @@ def test_workers_of_several_pools_that_cannot_see_each_other_are_one_above_the_l
 
     for run in sampled(setup, 500, seed):
         assert max(pool.most for pool in pools) <= 4 + 4 - 1, run.trail
+
+
+class Unseen:
+    """Several pools, each of one worker, that put into one output and do not see each other."""
+
+    def __init__(self, place: Path, pools: int, limit: int) -> None:
+        self.pools = [Limits(place, workers=1, limit=limit) for _ in range(pools)]
+        self.output = Counted()
+        for pool in self.pools:
+            pool.output = self.output
+
+    def pass_time(self, passed_ns: int) -> None:
+        for pool in self.pools:
+            pool.world.moved_ns += passed_ns
+
+    def put(self, pool: Limits) -> bool:
+        """Whether there was room for one more."""
+        (limit,) = pool.each
+        if not limit.has_room():
+            return False
+        self.output.count += 1
+        limit.used()
+        return True
+
+    def fill(self, dice: random.Random, round_ns: int) -> int:
+        """All put at random, at most a hundred in *round_ns*, until each finds no room; how many wait then."""
+        idle, puts = set[int](), 0
+        while len(idle) < len(self.pools):
+            number = dice.randrange(len(self.pools))
+            for _ in range(dice.randint(1, 30)):
+                if not self.put(self.pools[number]):
+                    idle.add(number)
+                    break
+                puts += 1
+                if puts % 100 == 0:
+                    self.pass_time(round_ns)
+        return self.output.count
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("limit", [5, 60, 300, 3000])
+def test_pools_that_do_not_see_each_other_are_exact_unless_they_fill_half_of_the_limit_within_a_moment(
+    tmp_path, limit, seed
+):
+    """A hundred in a tenth of a second: half of a limit of 300 takes longer. One more each, and else 64 more each."""
+    dice = random.Random(seed)  # noqa: S311 - to be repeated
+    over = Unseen(tmp_path, 4, limit).fill(dice, MOMENT_NS) - limit
+    assert over <= (3 if limit >= 300 else 4 * MORE)
+    assert Unseen(tmp_path, 40, limit).fill(dice, 0) - limit <= 40 * MORE
+
+
+def test_pools_that_fill_the_output_within_a_moment_have_at_most_64_more_for_each_worker(tmp_path):
+    unseen = Unseen(tmp_path, 9, 3000)
+    for pool in unseen.pools:  # each has looked once, and knows what to ask for; and one has made it full
+        assert pool.each[0].has_room()
+        pool.each[0].used()
+        assert pool.each[0].has_room()
+        assert pool.reserved(0) == MORE
+    unseen.output.count = 3000
+    for pool in unseen.pools:
+        while unseen.put(pool):
+            pass
+    assert unseen.output.count == 3000 + 9 * MORE
+    later = Unseen(tmp_path, 9, 3000)
+    for pool in later.pools:
+        assert pool.each[0].has_room()
+        pool.each[0].used()
+        assert pool.each[0].has_room()
+    later.output.count = 3000
+    later.pass_time(MOMENT_NS)
+    assert not any(later.put(pool) for pool in later.pools)
+
+
+def test_what_is_no_message_takes_nobodys_place(rig, following):
+    """A quick count of all names says that there is room, or else the slow one of the messages."""
+    pool = rig.pool()
+    for number in range(6):
+        pool.spool.put(b"x", f"{number}")
+    for number in range(3):
+        (following.path / "incoming" / f".{number}").touch()
+        (following.path / "incoming" / f"directory{number}").mkdir()
+    work(pool, lambda _: None, output=str(following.path), output_limit=4, leaving=Asked(pool, after=3))
+    assert len(rig.everything()["incoming"]) == 2
+    assert figures(pool) == {"forwarded": 4}
 
 
 # ---- a worker
@@ -426,6 +566,76 @@ def test_a_worker_that_waits_for_room_leaves_at_once_when_asked(rig, following):
     assert rig.everything() == {"incoming": [b"x"]}
 
 
+class Ticking:
+    """A handler of which an event is due each millisecond; *moments* are those at which it was served."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.world, self.moments = pool.rig.world, list[int]()
+
+    def __call__(self, message: Message) -> None:
+        """Done."""
+
+    def open(self, services: Services) -> None:
+        """Nothing to prepare."""
+
+    def turn(self) -> None:
+        self.moments.append(self.world.moved_ns)
+
+    def wait_s(self) -> float:
+        return 0.001
+
+    def is_busy(self) -> bool:
+        return False
+
+    def is_done(self) -> bool:
+        return False
+
+    def state(self) -> dict[str, object]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_full_output_is_looked_at_no_more_often_for_the_events_that_are_due(rig, caplog, is_away):
+    """15 s: the looks double from 50 ms to 1 s, the events are served in time, and one sentence is said, after 10 s."""
+    pool, looks, told = rig.pool(), [], []
+    pool.spool.put(b"x", "a")
+    full = Counted(1)
+
+    def look() -> None:
+        looks.append(rig.world.moved_ns)
+        if is_away:
+            raise QueueUnavailable("away")
+
+    class Waiting(Patient):
+        def wait(self, timeout_s: float) -> bool:
+            self.waits.append(timeout_s)
+            rig.world.moved_ns += max(int(timeout_s * 1e9), 1)
+            told.append(len(caplog.records))
+            if rig.world.moved_ns > 15e9:
+                self.ask()
+            return self.is_asked
+
+    full.before = look
+    ticking = Ticking(pool)
+    pool.keeper.keep = lambda: None  # type: ignore[method-assign,assignment,return-value] - the lease lives on
+    leaving = Waiting(pool)
+    with caplog.at_level(logging.WARNING):
+        worker = Worker(pool.spool, ticking, pool._consumer(0), leaving, lambda *_: True, system=pool.system,
+                        output="null:", output_limit=1, output_wait_s=1.0)  # fmt: skip
+        worker._next["null:"] = full
+        worker.run()
+    assert 8 <= len(set(looks)) <= 26
+    assert len(ticking.moments) > 10_000
+    assert max(b - a for a, b in zip(ticking.moments, ticking.moments[1:], strict=False)) <= 2_000_000
+    said_at_ns = next(moment for moment, count in zip(ticking.moments, told, strict=False) if count)
+    (record,) = caplog.records
+    assert said_at_ns < 1e9 if is_away else 10e9 <= said_at_ns <= 11.1e9
+    assert ("away" if is_away else "nothing is claimed while 1 wait") in record.getMessage()
+
+
 # ---- counting
 
 
@@ -444,6 +654,7 @@ def test_what_waits_is_counted_and_nothing_else(tmp_path, kind):
         assert queue.waiting_count() == 2
         opened.settle(queue.done, claim)
         assert queue.waiting_count() == queue.depth().waiting == 2
+        assert queue.waiting_count_max() >= 2
     finally:
         queue.close()
         opened.end()
@@ -454,3 +665,6 @@ def test_a_queue_that_cannot_be_listed_says_so_when_it_is_counted(rig):
     pool.system.fail_all("scandir", errno.EACCES)
     with pytest.raises(QueueUnavailable):
         pool.spool.waiting_count()
+    pool.system.fail_all("listdir", errno.EACCES)
+    with pytest.raises(QueueUnavailable):
+        pool.spool.waiting_count_max()

@@ -15,7 +15,7 @@ from tests.contract.test_contract import OPENERS, Opened
 from tests.rig import SETTINGS, Rig
 from workers.board import W, WorkerState
 from workers.components import Daemon, ZenDaemonComponent
-from workers.errors import HandlerError
+from workers.errors import HandlerError, QueueFull, QueueUnavailable
 from workers.events import EventQueueManager
 from workers.handler import CANCELLED, EventDriven, Services, call
 from workers.message import Claim, Done, Forward, Message, Reject
@@ -64,6 +64,10 @@ def then(*events: tuple[str, dict[str, object]]) -> Callback:
     return callback
 
 
+def stumbled(*_: object) -> None:
+    raise LookupError("no such customer")
+
+
 class Clock:
     """Monotonic and wall clock of an event queue; a wait moves it."""
 
@@ -89,6 +93,7 @@ class Alone:
     queues: dict[str, Queue] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     is_leaving: bool = False
+    is_hurried: bool = False
 
     def __post_init__(self) -> None:
         self.piper = Piper(
@@ -98,7 +103,7 @@ class Alone:
         self.piper.open(
             Services(
                 self.queue, self.queues.__getitem__, self.output, 0, lambda: False, self.clock.sleep,
-                lambda: self.is_leaving,
+                lambda: self.is_leaving, lambda: self.is_hurried,
             )
         )  # fmt: skip
 
@@ -212,6 +217,188 @@ def test_a_callback_that_raises_over_something_else_ends_no_message():
     )  # fmt: skip
     assert Alone([component]).handle(b"x").outcome == Done()
     assert component.args("other") == [{"id": "m0"}]
+
+
+@pytest.mark.parametrize("args", [{"host": "db1"}, {"id": "another"}, {"id": 7}, None, "text"])
+def test_what_fails_beside_a_message_does_not_end_it(args, caplog):
+    """A period that has nothing to do with it fails while a delayed commit is waited for."""
+    delayed = Scripted(message_process=lambda _, daemon, given: daemon.queue.schedule_after(5, "message_commit", given))
+    other = Scripted(start=lambda _, daemon, __: daemon.every(1, "look", args), look=stumbled)
+    alone = Alone([delayed, other])
+    assert alone.handle(b"x").outcome == Done()
+    assert alone.piper.daemon.failures >= 4
+    assert "in stumbled" in caplog.text
+
+
+def test_a_message_that_nobody_settles_names_what_failed_meanwhile():
+    class Elsewhere(Scripted):
+        """Its event is not about the message, and yet it was what would have settled it."""
+
+    there = Elsewhere(start=lambda _, daemon, __: daemon.queue.schedule_after(2, "answer"), answer=stumbled)
+    assert Alone([there, Scripted(message_process=lambda *_: None)]).handle(b"x").summary == (
+        f"{NOT_SETTLED}; failed meanwhile: answer"
+    )
+
+
+@pytest.mark.parametrize("args", [None, {}, {"id": "m1"}])
+def test_what_fails_in_consequence_of_a_message_ends_its_attempt(args):
+    component = Scripted(
+        message_process=lambda _, daemon, __: daemon.queue.schedule("parse"),
+        parse=lambda _, daemon, __: daemon.queue.schedule_after(1, "store", args),
+        store=stumbled,
+    )
+    assert Alone([component]).handle(b"x").summary == "LookupError: no such customer"
+
+
+def test_timers_about_a_message_end_with_it_and_what_waits_in_line_is_handled():
+    def process(_: Scripted, daemon: Daemon, args: Any) -> None:
+        daemon.queue.schedule_after(600, "message_cancel", {"id": args["id"]})
+        daemon.queue.schedule_after(600, "other", {"id": "m2"})
+        daemon.queue.schedule("message_commit", args)
+        daemon.queue.schedule("told", args)
+
+    component = Scripted(message_process=process, told=lambda *_: None)
+    alone = Alone([component])
+    assert alone.handle(b"x").outcome == Done()
+    assert [event for _, event, _ in alone.piper.daemon.queue.timers() if event != "queue_check"] == ["other"]
+    alone.piper.turn()
+    assert len(component.args("told")) == 1
+
+
+def test_an_argument_that_cannot_be_compared_is_no_trouble():
+    class Never:
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError(other)
+
+        __hash__ = None  # type: ignore[assignment]
+
+    later = Scripted(start=lambda _, daemon, __: daemon.queue.schedule_after(60, "later", {"id": Never()}))
+    wrong = Scripted(message_process=lambda _, daemon, __: daemon.queue.schedule("message_commit", {"id": Never()}))
+    alone = Alone([wrong, Commiter(), later])
+    assert alone.handle(b"x").outcome == Done()
+    assert alone.counters == {"cnt_fetched": 1, "cnt_errors": 1, "cnt_committed": 1}
+
+
+# ---- enqueueing while there is no room
+
+
+class Tight(Null):
+    """Takes no more than *room* messages."""
+
+    def __init__(self, room: int = 0, error: Exception = QueueFull("full")) -> None:  # noqa: B008 - never changed
+        super().__init__()
+        self.room, self.error, self.bodies = room, error, list[object]()
+
+    def put(self, body: Any, *_: object, **__: object) -> str:
+        if len(self.bodies) >= self.room:
+            raise self.error
+        self.bodies.append(body)
+        return f"n{len(self.bodies)}"
+
+
+@pytest.mark.parametrize("error", [QueueFull("full"), QueueUnavailable("away")])
+def test_what_cannot_be_enqueued_is_put_off_and_keeps_its_order(error, caplog):
+    queue = Tight(1, error)
+    alone = Alone([Scripted(message_enqueue=lambda *_: None)], queue=queue)
+    events = alone.piper.daemon.queue
+    for number in range(4):
+        events.schedule("message_enqueue", {"data": f"{number}"})
+    events.schedule_last("last")
+    alone.piper.turn()
+    assert alone.piper.is_busy()
+    queue.room = 2
+    events.schedule("message_enqueue", {"data": "4"})
+    for _ in range(20):
+        alone.clock.sleep(1)
+        alone.piper.turn()
+    assert queue.bodies == [b"0", b"1"]
+    assert ("last", None) in events.waiting()
+    queue.room = 9
+    for _ in range(20):
+        alone.clock.sleep(1)
+        alone.piper.turn()
+    assert queue.bodies == [b"0", b"1", b"2", b"3", b"4"]
+    assert not events.waiting()
+    assert caplog.text.count("waits until it works again") == 1
+    assert alone.counters["cnt_enqueued"] == 5
+
+
+def test_what_is_enqueued_behind_something_that_was_put_off_waits_for_it():
+    """The queue is away for one moment only."""
+    queue = Tight()
+    alone = Alone([], queue=queue)
+    alone.piper.turn()
+    for number in range(2):
+        alone.piper.daemon.queue.schedule("message_enqueue", {"data": f"{number}"})
+    alone.piper.daemon.turn(alone.piper.daemon.queue.has_put_off)
+    queue.room = 9
+    alone.piper.turn()
+    assert queue.bodies == []
+    alone.clock.sleep(0.1)
+    alone.piper.turn()
+    alone.piper.turn()
+    assert queue.bodies == [b"0", b"1"]
+
+
+def test_a_message_that_ends_may_have_made_room_for_what_was_put_off():
+    queue = Tight()
+    alone = Alone([Commiter()], queue=queue)
+    alone.piper.turn()
+    alone.piper.daemon.queue.schedule("message_enqueue", {"data": "more"})
+    alone.piper.turn()
+    queue.room = 1
+    assert alone.handle(b"x").outcome == Done()
+    alone.piper.turn()
+    assert queue.bodies == [b"more"]
+    assert alone.clock.now_s == 1000
+
+
+def test_what_a_message_cannot_enqueue_ends_its_attempt_and_what_another_event_cannot_does_not():
+    """Else the commit behind it would finish a message of which a part is nowhere but in memory."""
+    queue = Tight()
+    enqueue = ("message_enqueue", {"data": "more"})
+    by_message = Alone(
+        [Scripted(message_process=lambda _, daemon, __: daemon.queue.schedule(*enqueue)), Commiter()], queue=queue
+    )
+    assert by_message.handle(b"x").summary == "QueueFull: full"
+    assert not by_message.piper.daemon.queue.has_put_off()
+    delayed = Scripted(message_process=lambda _, daemon, args: daemon.queue.schedule_after(2, "message_commit", args))
+    other = Scripted(start=lambda _, daemon, __: daemon.queue.schedule_after(1, *enqueue))
+    alone = Alone([delayed, other], queue=queue)
+    assert alone.handle(b"x").outcome == Done()
+    assert alone.piper.daemon.queue.waiting() == [enqueue]
+
+
+def test_what_can_never_be_enqueued_is_an_error_even_behind_what_was_put_off():
+    alone = Alone([], queue=Tight())
+    for data in ("text", None):
+        alone.piper.daemon.queue.schedule("message_enqueue", {"data": data})
+    alone.piper.turn()
+    assert alone.counters == {"cnt_errors": 1}
+    assert len(alone.piper.daemon.queue.waiting()) == 1
+
+
+@pytest.mark.parametrize("is_hurried", [False, True])
+def test_what_is_still_put_off_at_the_end_is_named_and_nothing_behind_it_is_done(is_hurried, caplog):
+    component = Scripted(last=lambda *_: None)
+    alone = Alone([component], queue=Tight(), is_hurried=is_hurried)
+    alone.piper.daemon.queue.schedule("message_enqueue", {"data": "more"})
+    alone.piper.turn()
+    alone.piper.daemon.queue.schedule_last("last")
+    alone.piper.close()
+    assert component.seen == []
+    assert alone.clock.now_s == 1000 if is_hurried else 1025 < alone.clock.now_s <= 1030
+    assert "2 events were not handled before the end: last, message_enqueue" in caplog.text
+
+
+def test_what_was_put_off_is_tried_once_more_at_the_end():
+    queue = Tight()
+    alone = Alone([], queue=queue, is_hurried=True)
+    alone.piper.daemon.queue.schedule("message_enqueue", {"data": "more"})
+    alone.piper.turn()
+    queue.room = 1
+    alone.piper.close()
+    assert queue.bodies == [b"more"]
 
 
 def test_a_delayed_commit_is_waited_for():
@@ -346,15 +533,25 @@ def test_closing_is_the_event_stop():
     assert [event for event, _ in component.seen] == ["stop", "last"]
 
 
-@pytest.mark.parametrize("is_leaving", [False, True])
-def test_a_daemon_that_is_done_by_itself_does_what_it_has_scheduled_unless_it_must_leave(is_leaving):
-    component = Scripted(last=lambda *_: None)
-    alone = Alone([component], is_leaving=is_leaving)
-    alone.piper.daemon.queue.schedule_after(5, "last")
-    alone.piper.daemon.set_done()
-    assert alone.piper.is_done()
+@pytest.mark.parametrize("is_done", [False, True])
+@pytest.mark.parametrize("is_hurried", [False, True])
+def test_at_the_end_the_line_is_handled_and_without_hurry_what_is_due_in_30_s(is_done, is_hurried):
+    """Events lead to events, five deep; by whom it was ended makes no difference."""
+    steps = [f"step {number}" for number in range(5)]
+
+    def next_one(component: Scripted, daemon: Daemon, _: Any) -> None:
+        daemon.queue.schedule(steps[len(component.seen)] if len(component.seen) < 5 else "end")
+
+    component = Scripted(stop=lambda _, daemon, __: daemon.queue.schedule(steps[0]), **dict.fromkeys(steps, next_one))
+    ends = Scripted(end=lambda *_: None, soon=lambda *_: None, far=lambda *_: None)
+    alone = Alone([component, ends], is_hurried=is_hurried)
+    for delay_s, event in ((29, "soon"), (31, "far")):
+        alone.piper.daemon.queue.schedule_after(delay_s, event)
+    if is_done:
+        alone.piper.daemon.set_done()
     alone.piper.close()
-    assert bool(component.seen) != is_leaving
+    assert [event for event, _ in ends.seen] == (["end"] if is_hurried else ["end", "soon"])
+    assert alone.clock.now_s == (1000 if is_hurried else 1029)
 
 
 def test_the_state_names_the_message_in_hand():
@@ -377,7 +574,7 @@ def test_a_component_is_made_with_the_arguments_it_is_given():
         ("workers.piper:Nothing", {}, "has no Nothing"),
         ("workers.piper:Filer", {"size": 3}, "cannot be made with (size=3)"),
         ("workers.piper:EVENTS", {}, "not a class"),
-        ("collections:Counter", {}, "no ZenDaemonComponent"),
+        ("collections:Counter", {}, "no get_events"),
     ],
 )
 def test_what_is_no_component_is_refused_with_a_sentence(use, keywords, part):

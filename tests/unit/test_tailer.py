@@ -456,6 +456,71 @@ def test_a_line_is_handled_again_after_a_crash_rather_than_never(place: Place, p
             daemon.components[0].cbk_event_end(daemon, None)  # type: ignore[attr-defined] # it is a FileTailer
 
 
+class Chain(ZenDaemonComponent):
+    """What a line is worth is known five events later."""
+
+    def __init__(self, is_away: bool = False) -> None:
+        super().__init__()
+        self.is_away = is_away
+        self.done: list[str] = []
+
+    def get_events(self) -> list[dict[str, object]]:
+        return [self.gen_event_handler(event, self.cbk_event_step) for event in ("line", "step")]
+
+    def cbk_event_step(self, daemon: Daemon, args: Any) -> tuple[int, object]:
+        if (depth := args.get("depth", 0)) < 5:
+            daemon.queue.schedule("step", {**args, "depth": depth + 1})
+        elif self.is_away:
+            daemon.queue.put_off("step", args)
+        else:
+            self.done.append(args["line"])
+        return daemon.FLAG_CONTINUE, args
+
+
+def test_no_position_is_saved_before_all_that_its_lines_led_to_was_handled(place: Place, position: str) -> None:
+    """A look at the position after each event, behind which there may be a crash."""
+    positions = []
+    place.add(b"%09d\n" * 9 % tuple(range(9)))
+    for after in range(90):
+        chain = Chain()
+        tailer = place.tailer(position_file=position, from_beginning=True)
+        daemon = Daemon([tailer, chain], stats_interval_s=0, queue=EventQueueManager(place.clock, place.clock))
+        place.daemons.append(daemon)
+        daemon.setup()
+        for _ in range(after):
+            daemon._handle_next()
+        saved = tailer._loaded()
+        positions.append(saved[1] if saved else 0)
+        assert positions[-1] == 0 or len(chain.done) == 9, after
+        Path(position).unlink(missing_ok=True)
+    assert positions[-1] == 90
+
+
+def test_what_is_put_off_keeps_the_position_and_further_lines_back(place: Place, position: str) -> None:
+    chain = Chain(is_away=True)
+    place.add(b"one\n")
+    tailer = place.tailer(position_file=position, from_beginning=True)
+    daemon = Daemon([tailer, chain], stats_interval_s=0, queue=EventQueueManager(place.clock, place.clock))
+    place.daemons.append(daemon)
+    daemon.setup()
+    daemon.turn(lambda: False)
+    place.add(b"two\n")
+    place.clock.now_s += INTERVAL_S
+    daemon.turn(lambda: False)
+    daemon.stop()
+    daemon.turn(lambda: False)
+    saved = tailer._loaded()
+    assert saved is not None
+    assert saved[1] == 0
+    chain.is_away = False
+    daemon.queue.take_up()
+    daemon.turn(lambda: False)
+    assert chain.done == ["one"]
+    saved = tailer._loaded()
+    assert saved is not None
+    assert saved[1] == 4
+
+
 def test_a_file_that_was_renamed_while_nobody_followed_is_read_on(place: Place, position: str) -> None:
     place.follow(position_file=position)
     place.add(b"one\n")

@@ -280,6 +280,10 @@ class Queue(ABC):
         """How many wait to be claimed, and no more than that: for who asks again and again. Raises QueueUnavailable."""
         return self.depth().waiting
 
+    def waiting_count_max(self) -> int:
+        """No fewer than wait, where that is cheaper: for who asks before each message. Raises QueueUnavailable."""
+        return self.waiting_count()
+
     def list(self, state: State | None = None) -> Iterator[Listed]:
         """Each message of *state*, or of all."""
         return iter(())

@@ -450,6 +450,11 @@ class Ddmq(ForeignQueue):
         """See Claimable.source."""
         return Waiting(self.files, self._unready)
 
+    def waiting_count_max(self) -> int:
+        """See Queue.waiting_count_max: whatever is there, work/ with it."""
+        with self._unavailable("count what waits in", self.place):
+            return len(self.system.listdir(self.place))
+
     def depth(self) -> Depth:
         """See Queue.depth."""
         with self._unavailable("measure", self.place):

@@ -323,6 +323,11 @@ class Dirq(ForeignQueue):
         with self._unavailable("count what waits in", self.place):
             return dirq_look.waiting_count(self.elements)
 
+    def waiting_count_max(self) -> int:
+        """See Queue.waiting_count_max: locked or not, which the links of a directory may say."""
+        with self._unavailable("count what waits in", self.place):
+            return self.elements.count()
+
     def depth(self) -> Depth:
         """See Queue.depth."""
         with self._unavailable("measure", self.place):
