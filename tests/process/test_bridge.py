@@ -11,6 +11,7 @@ import pytest
 
 from tests.process.pools import Pool, Pools, drop, make_queue
 from workers import open_queue
+from workers.errors import QueueUnavailable
 from workers.queues.base import Queue, Settings
 
 COUNT = 400
@@ -63,8 +64,11 @@ def open_depth(path: Path) -> tuple[int, int]:
     """What waits and is claimed in the spool at *path*, zeros where there is none yet."""
     if not (path / "incoming").is_dir():
         return 0, 0
-    with open_queue(str(path)) as queue:
-        depth = queue.depth()
+    try:
+        with open_queue(str(path)) as queue:
+            depth = queue.depth()
+    except QueueUnavailable:  # it is being made at this moment
+        return 0, 0
     return depth.waiting, depth.claimed
 
 
