@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.process.daemons import Daemons, daemons_below
 from tests.process.pools import Pools, make_queue
 
 
@@ -34,3 +37,19 @@ def _quick_queue(tmp_path: Path) -> Path:
     path = tmp_path / "queue"
     make_queue(path, is_short=True).close()
     return path
+
+
+@pytest.fixture(name="place")
+def _place() -> Iterator[Path]:
+    """A directory that any user can pass, which pytest's own is not."""
+    place = Path(tempfile.mkdtemp(prefix="daemon-"))
+    place.chmod(0o755)
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture(name="daemons")
+def _daemons(place: Path) -> Iterator[Daemons]:
+    """Starts daemons; what is left of them is ended with the test."""
+    with daemons_below(place) as found:
+        yield found

@@ -15,15 +15,14 @@ import socket
 import stat
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.process.daemons import IMPATIENT, STARTED, Daemons, daemons_below, said, status_of
+from tests.process.daemons import IMPATIENT, STARTED, Daemons, said, status_of
 from tests.process.pools import OTHER_USER, drop, is_empty, make_queue, process, unprivileged
 from tests.waiting import until
 
@@ -31,21 +30,6 @@ TRUE = ("--workers", "2", "--", "true", "{path}")
 MAIN = "from orchestrator.cli import main\nmain()\n"
 IS_ROOT = os.geteuid() == 0
 root_only = pytest.mark.skipif(not IS_ROOT, reason="only root can become another user, or change its root")
-
-
-@pytest.fixture(name="place")
-def _place() -> Iterator[Path]:
-    """A directory that any user can pass, which pytest's own is not."""
-    place = Path(tempfile.mkdtemp(prefix="daemon-"))
-    place.chmod(0o755)
-    yield place
-    shutil.rmtree(place)
-
-
-@pytest.fixture(name="daemons")
-def _daemons(place: Path) -> Iterator[Daemons]:
-    with daemons_below(place) as found:
-        yield found
 
 
 @pytest.fixture(name="queue")

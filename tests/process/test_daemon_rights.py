@@ -7,36 +7,18 @@ The other user owns a directory, "theirs", through which a path of the configura
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.process.daemons import STARTED, Daemons, daemons_below
+from tests.process.daemons import STARTED, Daemons
 from tests.process.pools import OTHER_USER, drop, is_empty, make_queue
 from tests.waiting import until
 
 TRUE = ("--workers", "1", "--", "true", "{path}")
 IDENTITY = ("--user", str(OTHER_USER), "--group", str(OTHER_USER))
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
-
-@pytest.fixture(name="place")
-def _place() -> Iterator[Path]:
-    """A directory that any user can pass, which pytest's own is not."""
-    place = Path(tempfile.mkdtemp(prefix="daemon-"))
-    place.chmod(0o755)
-    yield place
-    shutil.rmtree(place)
-
-
-@pytest.fixture(name="daemons")
-def _daemons(place: Path) -> Iterator[Daemons]:
-    with daemons_below(place) as found:
-        yield found
 
 
 @pytest.fixture(name="queue")
