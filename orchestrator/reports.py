@@ -191,10 +191,10 @@ class Reports:
         found = counters(self.source.board)
         for queue in self.source.queues:
             rates = calc_statistics(found.get(queue, {}), self._before.get(queue, {}), now_s - self._before_s)
-            shown = [
+            words = [
                 f"{key} {rate['cnt']:,} ({rate['inc']:+,}, {rate['spd']:,.2f}/s)"
                 for key, rate in rates.items()
                 if rate.get("cnt")
             ]
-            log.info("queue %s: %s", queue, ", ".join(shown) or "nothing yet")
+            log.info("queue %s: %s", queue, ", ".join(words) or "nothing yet")
         self._before, self._before_s = found, now_s

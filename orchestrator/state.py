@@ -239,16 +239,16 @@ def _components(
 ) -> dict[str, dict[str, object]]:
     if not queue.config.components:
         return {}
-    shown = {}
+    told = {}
     for index, child in sorted(queue.children.items()):
         path = worker_file(source.directory, queue.config.name, index, child.pid)
         is_silent = path in source.silent or (queue.config.name, index) not in found
         in_hand = queue.in_hand(source.board, index)
-        shown[str(index)] = {
+        told[str(index)] = {
             "pid": child.pid,
             "answered": not is_silent,
             "busy": is_silent and bool(in_hand),
             "message": in_hand,
             "state": found.get((queue.config.name, index)),
         }
-    return shown
+    return told

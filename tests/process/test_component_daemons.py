@@ -19,10 +19,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import Page
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "workers" / "COMPONENTS.md"
+PAGE = Page(ROOT / "workers" / "COMPONENTS.md")
 SECONDS = 60
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
@@ -234,29 +235,13 @@ def test_a_file_that_is_written_and_renamed_meanwhile_loses_no_line(start: Start
 # ---- the examples
 
 
-def blocks() -> list[tuple[str, str]]:
-    """(kind, text) of every fenced block, in order."""
-    return re.findall(r"(?ms)^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"))
-
-
-def examples() -> dict[str, str]:
-    """The files that the page shows."""
-    found = {}
-    for kind, text in blocks():
-        if kind in ("python", "toml"):
-            name = re.match(r"# ([\w.-]+)\n", text)
-            assert name, f"a {kind} block begins with the name of its file: {text[:60]!r}"
-            found[name[1]] = text
-    return found
-
-
 class Reader:
     """Somebody who has the examples in a directory."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
         self.started: list[subprocess.Popen[bytes]] = []
-        for name, text in examples().items():
+        for name, text in PAGE.files().items():
             (place / name).write_text(text, encoding="utf-8")
         (place / "run").mkdir(mode=0o700)
         programs = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
@@ -304,7 +289,7 @@ def _reader(tmp_path: Path) -> Iterator[Reader]:
 
 
 def test_the_demo_daemon_works_until_it_is_interrupted(reader: Reader) -> None:
-    assert len(examples()["demo_daemon.py"].splitlines()) < 30
+    assert len(PAGE.files()["demo_daemon.py"].splitlines()) < 30
     daemon = reader.start(sys.executable, "demo_daemon.py")
     until(lambda: reader.said().count("working") >= 2)
     daemon.send_signal(signal.SIGINT)
@@ -314,7 +299,7 @@ def test_the_demo_daemon_works_until_it_is_interrupted(reader: Reader) -> None:
 
 
 def test_the_demo_daemon_works_under_a_pool_until_it_is_interrupted(reader: Reader) -> None:
-    (command,) = [text for kind, text in blocks() if kind == "console"]
+    (command,) = PAGE.of("console")
     daemon = reader.start(*command.split())
     until(lambda: reader.said().count("working") >= 2)
     daemon.send_signal(signal.SIGINT)
@@ -323,9 +308,9 @@ def test_the_demo_daemon_works_under_a_pool_until_it_is_interrupted(reader: Read
 
 
 def test_every_command_of_the_page_does_what_it_says(reader: Reader) -> None:
-    demo, stages, lines, tested = [text for kind, text in blocks() if kind == "sh"]
+    demo, stages, lines, tested = PAGE.of("sh")
 
-    assert len(examples()["demo_piper.py"].splitlines()) < 30
+    assert len(PAGE.files()["demo_piper.py"].splitlines()) < 30
     said = reader.type(demo)
     for letter in "ABCDEF":
         assert said.count(f'{{"test": "{letter}"}}') == 1, said

@@ -20,36 +20,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages import Page
 from workers.posix_mq import unlink
 from workers.queues.mqueue_state import state_directory
 from workers.system import SYSTEM
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Page(Path(__file__).resolve().parents[2] / "README.md")
 SECONDS = 60
 NOT_RUN = {
     "pip install .": "installing is what the person does who runs these tests",
     "pip install -e": "it is the command that runs these tests",
 }
-
-
-def blocks() -> list[tuple[str, str]]:
-    """(kind, text) of every fenced block, in order."""
-    return re.findall(r"(?ms)^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"))
-
-
-def scripts() -> list[str]:
-    return [text for kind, text in blocks() if kind == "sh"]
-
-
-def files() -> dict[str, str]:
-    """The files that the README shows."""
-    found = {}
-    for kind, text in blocks():
-        if kind in ("python", "toml"):
-            name = re.match(r"# ([\w.-]+)\n", text)
-            assert name, f"a {kind} block begins with the name of its file: {text[:60]!r}"
-            found[name[1]] = text
-    return found
 
 
 class Reader:
@@ -58,7 +39,7 @@ class Reader:
     def __init__(self, place: Path) -> None:
         self.place = place
         (place / "run").mkdir(mode=0o700)
-        for name, text in files().items():
+        for name, text in README.files().items():
             (place / name).write_text(text, encoding="utf-8")
         programs = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
         self.environment = {
@@ -117,7 +98,7 @@ def _reader(tmp_path: Path) -> Iterator[Reader]:
 
 def _remove_kernel_queues() -> None:
     """Those that the README names: they are the machine's, and a test that was ended has left them."""
-    for name in set(re.findall(r"/readme-\w+", README.read_text(encoding="utf-8"))):
+    for name in set(re.findall(r"/readme-\w+", README.path.read_text(encoding="utf-8"))):
         with contextlib.suppress(FileNotFoundError):
             unlink(name)
         with contextlib.suppress(FileNotFoundError):
@@ -126,7 +107,7 @@ def _remove_kernel_queues() -> None:
 
 def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
     """In one go, for each block stands on those before it."""
-    first, shell, produce, components, others, drop_in, ddmq, kernel, operate, background, fragments = scripts()
+    first, shell, produce, components, others, drop_in, ddmq, kernel, operate, background, fragments = README.of("sh")
 
     said = reader.type(first)
     packed = reader.place / "packed"
@@ -185,17 +166,17 @@ def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
 
 
 def test_what_is_shown_and_not_run_has_a_reason() -> None:
-    for kind, text in blocks():
+    for kind, text in README.blocks():
         if kind == "console":
             assert [words for words in NOT_RUN if words in text], f"say why this is not run, or run it:\n{text}"
 
 
 def test_only_known_kinds_of_blocks_are_shown() -> None:
-    assert {kind for kind, _ in blocks()} <= {"sh", "console", "python", "toml", "text"}
+    assert {kind for kind, _ in README.blocks()} <= {"sh", "console", "python", "toml", "text"}
 
 
 def test_the_promise_and_the_demo_stand_on_the_first_screen() -> None:
-    first = "\n".join(README.read_text(encoding="utf-8").splitlines()[:30])
+    first = "\n".join(README.path.read_text(encoding="utf-8").splitlines()[:30])
     assert "at least once" in first
     assert "orchestrator demo" in first
     assert "pytest" in first
