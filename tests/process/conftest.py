@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,15 +35,6 @@ def _quick_queue(tmp_path: Path) -> Path:
     path = tmp_path / "queue"
     make_queue(path, is_short=True).close()
     return path
-
-
-@pytest.fixture(name="place")
-def _place() -> Iterator[Path]:
-    """A directory that any user can pass, which pytest's own is not."""
-    place = Path(tempfile.mkdtemp(prefix="daemon-"))
-    place.chmod(0o755)
-    yield place
-    shutil.rmtree(place)
 
 
 @pytest.fixture(name="daemons")

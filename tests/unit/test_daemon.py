@@ -8,9 +8,7 @@ import json
 import logging
 import os
 import pwd
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,15 +153,6 @@ def test_the_environment_tells_of_the_user(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
-
-
-@pytest.fixture(name="place")
-def _place() -> Iterator[Path]:
-    """A directory that any user can pass, which pytest's own is not."""
-    place = Path(tempfile.mkdtemp(prefix="daemon-"))
-    place.chmod(0o755)
-    yield place
-    shutil.rmtree(place)
 
 
 @pytest.fixture(name="masked")
