@@ -6,6 +6,9 @@ A child leaves by os._exit as soon as its role returns, so nothing of the master
 flushed twice. Never waitpid(-1): each child is watched by its sentinel and asked by
 is_alive(), because a grandchild can hold the sentinel's pipe open.
 
+A process that waits in the kernel for a filesystem may outlive KILL until that answers;
+hangs_in() sees it, and nobody here waits for it.
+
 Main thread of the master only: parent-death signals end with the thread that forked.
 See also: pool (which child when), master, workers.system.die_with_parent.
 """
@@ -24,10 +27,10 @@ from dataclasses import dataclass
 
 import setproctitle
 from multiprocess import get_context
-from multiprocess.process import BaseProcess
+from multiprocess.process import BaseProcess, _children
 
 from orchestrator.loop import Loop
-from workers.system import die_with_parent, kill_session
+from workers.system import die_with_parent, kill_session, process_state
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,8 @@ class Child:
         self._process = process
         self.pid: int = process.pid
         self.sentinel: int = process.sentinel
+        self.killed_s: float | None = None  # monotonic seconds; when the policy had it killed first
+        self.hangs_in: str | None = None  # where in the kernel, when that has been seen to outlive KILL
 
     def collect(self) -> Exit | None:
         """How it ended, or None while it lives. Never blocks; its pid is free afterwards. close() it then."""
@@ -84,6 +89,10 @@ class Child:
         descriptor for ever that nobody can unwatch. See test_a_dead_worker_leaves_the_loop_at_rest.
         """
         self._process.close()
+
+    def hangs_dead(self) -> str | None:
+        """Where in the kernel one of its threads hangs though it has ended; None while it lives, or when none does."""
+        return hangs_in(self.pid) if process_state(self.pid) == "Z" else None
 
     def send(self, number: signal.Signals) -> None:
         """Signal it; nothing when it has ended."""
@@ -156,6 +165,34 @@ def kill_whole(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signal.SIGKILL)
     kill_session(pid)
+
+
+def hangs_in(pid: int) -> str | None:
+    """
+    Which function of the kernel process *pid* waits in, where no signal ends the wait; None when it is in none.
+
+    Such as request_wait_answer: a FUSE filesystem has not answered. Never blocks. Source: proc(5).
+    """
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            # What is asked for here is no memory of the process: that may be locked as long as it hangs.
+            if process_state(int(thread)) == "D":
+                return _waits_in(int(thread))
+    return None
+
+
+def _waits_in(thread: int) -> str:
+    with contextlib.suppress(OSError), open(f"/proc/{thread}/wchan", encoding="ascii") as file:
+        if (found := file.read().strip()) not in ("", "0"):
+            return found
+    return "a call that is not told"
+
+
+def forget_all() -> None:
+    """Let this interpreter end without waiting for the children that are left. Last of all."""
+    # multiprocess waits at exit for every process that it has made and nobody has collected.
+    # See test_a_master_ends_though_one_of_its_children_does_not.
+    _children.clear()
 
 
 def ignore(*numbers: signal.Signals) -> None:

@@ -20,7 +20,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.config_models import COMBINATION, COMPONENTS, NUMBER, TABLE, TABLES, WORDS, reference
+from orchestrator.config_models import CHOICES, COMBINATION, COMPONENTS, NUMBER, TABLE, TABLES, WORDS, reference
 from orchestrator.config_rules import WAYS
 from orchestrator.config_toml import Fault, Place, nearest
 from orchestrator.config_values import absolute_url, shown
@@ -224,7 +224,9 @@ def _worded(error: ErrorDetails, model: type[BaseModel]) -> str:
             text = f"must be a table of text to text, and {shown(error['loc'][1])} is {shown(value)}"
         case _:
             kind = TYPES[key]
-            text = f"must be {'a ' if kind in (NUMBER, WORDS, COMPONENTS, TABLE) else ''}{kind}, not {shown(value)}"
-            near = nearest(value, ("fifo", "any")) if isinstance(value, str) and key == "order" else None
+            # What was meant for a free table may be a secret, and a reload says this in the log.
+            told = "a text" if kind == TABLE and isinstance(value, str) else shown(value)
+            text = f"must be {'a ' if kind in (NUMBER, WORDS, COMPONENTS, TABLE) else ''}{kind}, not {told}"
+            near = nearest(value, CHOICES.get(key, ())) if isinstance(value, str) else None
             text += f"; did you mean {near}?" if near else ""
     return text

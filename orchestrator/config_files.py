@@ -6,9 +6,9 @@ and what editors leave behind (x.toml~, .x.toml.swp) not. Later wins, key by key
 [[queue]] with the name of a queue of an earlier file changes that one; the name may be
 the one that the earlier queue gets from its path. Else it is another queue.
 
-Raises: ConfigError for files that cannot be read, all of them at once.
+Raises: ConfigError for files that cannot be read or that everybody may write, all of them at once.
 Limits: a name takes nothing away: what an earlier file sets can be changed, not unset.
-See also: config (what overrides files), config_toml (one file).
+See also: config (what overrides files), config_toml (one file), config_trust (who else may write it).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from orchestrator.config_draft import COMMAND_LINE, Draft, Origin, placed, unknown_text
 from orchestrator.config_models import TABLES
 from orchestrator.config_toml import ConfigError, Fault, Place, read_toml
+from orchestrator.config_trust import risk_of
 from orchestrator.config_values import base_name, shown
 from workers.queues import names
 
@@ -58,6 +59,7 @@ def read(paths: Iterable[Path], directory: str) -> Drafts:
     for path in paths:
         for file in _files_at(path, directory, unread, found.warnings):
             found.files.append(file)
+            _look_who_writes(os.path.join(directory, file), unread, found.warnings)
             try:
                 raw, lines = read_toml(Path(directory, file), str(file))
             except ConfigError as error:
@@ -82,11 +84,20 @@ def _files_at(path: Path, directory: str, unread: list[Fault], warnings: list[st
     except OSError as error:
         unread.append(Fault(str(path), None, "", f"cannot be read: {error.strerror or error}"))
         return []
+    _look_who_writes(where, unread, warnings)
     plain = [name for name in listed if not name.startswith(".")]
     files = [path / name for name in plain if name.endswith(SUFFIX)]
     if plain and not files:
         warnings.append(f"nothing is read in {names.shown(str(path))}: no name there ends in {SUFFIX}")
     return files
+
+
+def _look_who_writes(where: str, unread: list[Fault], warnings: list[str]) -> None:
+    risk = risk_of(where)
+    if risk is not None and risk.is_refused:
+        unread.append(Fault(risk.path, None, "", risk.text))
+    elif risk is not None and str(risk) not in warnings:
+        warnings.append(str(risk))
 
 
 def _merge_file(found: Drafts, source: str, raw: Mapping[str, object], lines: Mapping[Place, int], base: str) -> None:

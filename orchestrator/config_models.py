@@ -13,7 +13,7 @@ See also: config (where values come from), config_values (how they are written).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -31,6 +31,7 @@ from orchestrator.config_types import (
     OnwardOrNone,
     Period,
     PeriodOrNone,
+    SizeOrNone,
     SpecOrNone,
     StateDirOrNone,
     Text,
@@ -40,12 +41,14 @@ from orchestrator.config_types import (
 )
 from orchestrator.config_values import NAME, QUEUE_NAME, host_name, listen_text, usable_cores
 from workers.board import WORKERS_MAX
-from workers.queues.base import Order, Settings
+from workers.queues.base import Order, Settings, Watch
 from workers.queues.names import COUNT_MAX, HOST
 
 DURATION, NUMBER, TEXT, SWITCH, WORDS = "duration", "whole number", "text", "true or false", "list of text"
+SIZE = "size"
 COMPONENTS, TABLE = "list of components", "table"
 OUTPUT_LIMIT, LIMIT_MAX = 10_000, 1_000_000_000  # messages
+CHOICES: dict[str, tuple[str, ...]] = {"order": get_args(Order), "watch": get_args(Watch)}
 COMBINATION = "combination"  # type of the error that several keys make together
 
 
@@ -69,7 +72,8 @@ class PoolConfig(_Table):
         description="directory of the board, the pid file and the control socket, on a local filesystem",
         json_schema_extra={
             "type": TEXT,
-            "default": "$XDG_RUNTIME_DIR/orchestrator, /run/orchestrator for root, else /tmp/orchestrator-UID",
+            "default": "$XDG_RUNTIME_DIR/orchestrator, /run/orchestrator for root, else /tmp/orchestrator-UID "
+            "(/dev/shm/orchestrator-run-UID where /tmp is not sticky)",
         },
     )
     stop_timeout: Duration = Field(
@@ -208,6 +212,11 @@ class QueueConfig(_Table):
         description="how long one message may take before its worker is killed",
         json_schema_extra={"type": DURATION, "default": "none"},
     )
+    max_message_size: SizeOrNone = Field(
+        None,
+        description='a larger message, in bytes or as "100M", goes to errors/ unread',
+        json_schema_extra={"type": SIZE, "default": "none"},
+    )
     max_attempts: int = Field(
         5,
         ge=1,
@@ -264,6 +273,17 @@ class QueueConfig(_Table):
         None,
         description="remove messages from errors/ after that long",
         json_schema_extra={"type": DURATION, "default": "none: they stay"},
+    )
+    watch: Watch = Field(
+        "auto",
+        description="how arrivals are noticed: auto is inotify, and poll on a network filesystem, where what other"
+        " hosts put makes no event",
+        json_schema_extra={"type": "auto, inotify or poll", "default": "auto"},
+    )
+    poll_interval: PeriodOrNone = Field(
+        None,
+        description="the longest pause between two looks while nothing comes, where polling is how it is noticed",
+        json_schema_extra={"type": DURATION, "default": "100ms; 1s on a network filesystem"},
     )
     create: bool = Field(
         True,  # noqa: FBT003
@@ -322,6 +342,8 @@ class QueueConfig(_Table):
             keep_done_s=self.keep_done,
             keep_errors_s=self.keep_errors,
             state_dir=self.state_dir,
+            watch=self.watch,
+            poll_interval_s=self.poll_interval,
             create=self.create,
         )
 

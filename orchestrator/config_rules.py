@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from orchestrator.config_toml import Fault, nearest
 from orchestrator.config_values import WITHOUT_LEASES, duration_text
 from workers.board import QUEUES_MAX, WORKERS_MAX
+from workers.handlers.shell_text import refusal
 
 if TYPE_CHECKING:
     from orchestrator.config_draft import Draft
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 WAYS = ("handler", "command", "components", "forward")  # to handle a message; a queue has one of them
 # What a queue that is made new gets, and what unset keys are compared as.
 LEASE_INTERVAL_S, LEASE_TIMEOUT_S, STALE_AFTER_S = 5.0, 60.0, 600.0
+POLL_S_MIN = 0.001
 
 Found = tuple[tuple[str, ...], str]  # the keys that do not go together, the one to change first; and a sentence
 
@@ -52,11 +54,13 @@ def combinations(queue: QueueConfig) -> list[Found]:
         found.append((("shell", "command"), "needs command; a handler is never run by a shell"))
     if queue.shell and queue.command is not None and len(queue.command) != 1:
         found.append((("command", "shell"), "must be one text when shell is true, so that the quoting is the writer's"))
+    if queue.command is not None and (why := refusal(queue.command, is_shell=queue.shell)) is not None:
+        found.append((("command", "shell"), why))
     if queue.retry_backoff > queue.retry_backoff_max:
         most = duration_text(queue.retry_backoff_max)
         text = f"must not be longer than retry_backoff_max, which is {most}"
         found.append((("retry_backoff", "retry_backoff_max"), text))
-    return found + _lease_combinations(queue)
+    return found + _arrival_combinations(queue) + _lease_combinations(queue)
 
 
 def _output_combinations(queue: QueueConfig) -> list[Found]:
@@ -70,6 +74,19 @@ def _output_combinations(queue: QueueConfig) -> list[Found]:
     if queue.components is None:
         unread = [key for key in ("options", "event_map") if getattr(queue, key)]
         found.extend(((key, "components"), "needs components: nothing else reads it") for key in unread)
+    return found
+
+
+def _arrival_combinations(queue: QueueConfig) -> list[Found]:
+    found: list[Found] = []
+    scheme = queue.url.partition(":")[0]
+    if scheme == "mqueue":
+        given = [key for key, unset in (("watch", "auto"), ("poll_interval", None)) if getattr(queue, key) != unset]
+        found += [((key, "url"), f"{key} is not possible: the kernel wakes who waits at an mqueue") for key in given]
+    if scheme == "set" and queue.watch == "inotify":
+        found.append((("watch", "url"), "is not possible: a set is polled"))
+    if queue.poll_interval is not None and queue.poll_interval < POLL_S_MIN:
+        found.append((("poll_interval",), f"must be {duration_text(POLL_S_MIN)} or longer"))
     return found
 
 

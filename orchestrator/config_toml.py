@@ -1,5 +1,5 @@
 """
-config_toml - read a TOML file, and know on which line each key stands
+config_toml - read a TOML file, and know on which line each key stands; write a value
 
 tomllib keeps no positions, so a second pass walks over the text that tomllib has
 accepted and notes the line of every table, key and array element. It decides
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import re
 import stat
@@ -22,12 +23,14 @@ import tomllib
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import Path
 
 from workers.errors import OrchestratorError
 from workers.queues import names
 
 FILE_SIZE_MAX = 1 << 20
+DEPTH_MAX = 64  # of tables and lists in each other; whatever handles a value may call itself as often
 
 Place = tuple[str | int, ...]  # ("queue", 0, "workers")
 
@@ -37,6 +40,10 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 # Up to two quotes more than the closing three belong to the text itself.
 _TEXT = re.compile(r'"""(?:\\.|[^\\])*?"{3,5}|' + r"'''.*?'{3,5}|" + r'"(?:\\.|[^"\\\n])*"|' + r"'[^'\n]*'", re.DOTALL)
 _SCALAR = re.compile(r"[^,\]}\n#]+")
+# tomllib takes hours over a key of thousands of parts.
+_LONG_KEY = re.compile(
+    rf"""(?<![\w.-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{DEPTH_MAX}}}""",
+)
 _SYNTAX = re.compile(r"(?P<text>.*?) \(at (?:line (?P<line>\d+), column \d+|end of document)\)\Z", re.DOTALL)
 
 
@@ -84,7 +91,7 @@ def read_toml(path: Path, source: str) -> tuple[dict[str, object], dict[Place, i
         raise ConfigError.of([Fault(source, None, "", f"is larger than {FILE_SIZE_MAX} bytes; is it the right file?")])
     try:
         text = raw.decode("utf-8").replace("\r\n", "\n")
-        return tomllib.loads(text), lines_of(text)
+        tables = None if _LONG_KEY.search(text) else tomllib.loads(text)
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError.of([Fault(source, line, "", "is not UTF-8 text; save the file as UTF-8")]) from error
@@ -92,6 +99,17 @@ def read_toml(path: Path, source: str) -> tuple[dict[str, object], dict[Place, i
         raise ConfigError.of([_syntax_fault(source, str(error), raw)]) from error
     except (RecursionError, ValueError) as error:  # ValueError: an integer of thousands of digits
         raise ConfigError.of([Fault(source, None, "", f"cannot be read as TOML: {error}")]) from error
+    if tables is None or _is_too_deep(tables):
+        raise ConfigError.of([Fault(source, None, "", f"has more than {DEPTH_MAX} tables and lists in each other")])
+    return tables, lines_of(text)
+
+
+def _is_too_deep(tables: dict[str, object]) -> bool:
+    level: list[object] = [tables]
+    for _ in range(DEPTH_MAX + 1):
+        parts = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [value for part in parts for value in part]
+    return bool(level)
 
 
 def _content(path: Path) -> bytes | None:
@@ -122,6 +140,33 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     """The one of *known* that *word* was probably meant to be, or None."""
     found = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return found[0] if found else None
+
+
+def written(value: object) -> str:
+    """*value*, of what TOML can say, on one line. Floats and texts are read again as they were."""
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{written_key(str(key))} = {written(one)}" for key, one in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(written(one) for one in value)}]"
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, float):
+        return repr(value)
+    # JSON's texts are TOML's, but for DEL, which TOML wants escaped; and what else could drive a terminal is, too.
+    text = json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    if "\ud800" <= char <= "\udfff":  # a byte that is no text, for which TOML has no word: see config_text
+        return char
+    return f"\\u{ord(char):04x}" if ord(char) < 1 << 16 else f"\\U{ord(char):08x}"
+
+
+def written_key(part: str) -> str:
+    """*part* of a key, in quotes where it needs them."""
+    return part if _BARE.fullmatch(part) else written(part)
 
 
 def lines_of(text: str) -> dict[Place, int]:

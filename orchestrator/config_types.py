@@ -25,6 +25,7 @@ from orchestrator.config_values import (
     nearest_spec,
     parse_duration,
     parse_listen,
+    parse_size,
     shown,
 )
 
@@ -122,6 +123,14 @@ def _account(value: object) -> object:
     return value
 
 
+def _size(value: object) -> int | None:
+    if value is None or value == "none":
+        return None
+    if not (size := parse_size(value)):
+        raise ValueError("must be more than 0 bytes")
+    return size
+
+
 @dataclass(frozen=True, slots=True)
 class Component:
     """
@@ -162,6 +171,7 @@ def _components(value: object) -> object:
     return listed
 
 
+SizeOrNone = Annotated[int | None, BeforeValidator(_size)]
 Duration = Annotated[float, BeforeValidator(_duration)]
 DurationOrNone = Annotated[float | None, BeforeValidator(_duration)]
 Period = Annotated[float, BeforeValidator(_period)]

@@ -28,11 +28,13 @@ from workers.board import WORKERS_MAX
 from workers.queues.dirq_url import parse_options
 from workers.queues.mqueue_state import split_options
 from workers.queues.open import SCHEMES, split_set
+from workers.trust import is_everybodys_to_rename
 
 KNOWN = SCHEMES  # of queue URLs that there is a protocol for
 WITH_OPTIONS = ("dirq-simple", "dirq")  # behind a question mark
 WITHOUT_LEASES = (*WITH_OPTIONS, "set", "ddmq", "mqueue")
 ACCOUNT_MAX = (1 << 32) - 2  # one more is -1, which leaves an owner as it is
+TEMPORARY, SHARED_MEMORY = "/tmp", "/dev/shm"  # noqa: S108 - see run_directory
 DURATION_S_MAX = 10 * 365 * 86400.0
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9._-]{0,63}\Z")
 QUEUE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}\Z")
@@ -230,8 +232,19 @@ def run_directory(environment: Mapping[str, str], uid: int) -> Path:
     runtime = environment.get("XDG_RUNTIME_DIR", "")
     if runtime.startswith("/") and _is_own_directory(runtime, uid):
         return Path(runtime) / "orchestrator"
-    # The directory in /tmp is made with mode 0700 and refused when it is another's.
-    return Path("/run/orchestrator") if uid == 0 else Path(f"/tmp/orchestrator-{uid}")  # noqa: S108
+    if uid == 0:
+        return Path("/run/orchestrator")
+    # The directory is made with mode 0700, and refused when it is another's or anybody could replace it: so in a
+    # container whose /tmp is everybody's without being sticky it is made elsewhere.
+    return Path(f"/tmp/orchestrator-{uid}" if _is_kept(TEMPORARY) else f"{SHARED_MEMORY}/orchestrator-run-{uid}")  # noqa: S108 - see above
+
+
+def _is_kept(path: str) -> bool:
+    """Whether nobody can replace what others have made in *path*; also where there is no such directory."""
+    try:
+        return not is_everybodys_to_rename(os.stat(path).st_mode)
+    except OSError:
+        return True
 
 
 def _is_own_directory(path: str, uid: int) -> bool:

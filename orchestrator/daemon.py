@@ -158,6 +158,9 @@ def become(config: Config, serve: Serve, launcher: Launcher) -> NoReturn:
         if launcher.name_myself():
             if made.pid is not None:
                 made.pid.acquire(b"%d\n" % os.getpid())
+                # It may be root's, in a directory of root's: a handler that has it open could name any process there,
+                # for root to end. See test_no_child_of_a_daemon_has_its_pid_file_open.
+                os.register_at_fork(after_in_child=made.pid.close)
             code = serve(launcher.ready)
     except PidFileHeld as error:
         log.error("%s; stop it, or give another --pid-file", error)
@@ -335,7 +338,20 @@ def _detach(wanted: DaemonConfig, identity: Identity | None, files: _Files, laun
     for fd in set(files.streams):
         os.close(fd)
     if identity is not None:
+        _check_no_way_back(identity)
         be_seen()
+
+
+def _check_no_way_back(identity: Identity) -> None:
+    """Refuse to run where a handler could become root again: a capability outlives a change of user, if so set."""
+    if identity.uid == 0:
+        return
+    with contextlib.suppress(PermissionError):
+        os.setresuid(-1, 0, -1)
+        raise DaemonError(
+            "the rights of root were given up and can be taken back: CAP_SETUID was kept; start it without"
+            " securebits, or as that user to begin with"
+        )
 
 
 def import_everything() -> None:

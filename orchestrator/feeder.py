@@ -61,18 +61,17 @@ def feed(orders: Orders) -> int:
             SYSTEM.sleep(TROUBLE_S_MAX)
     if queue is not None:
         reader, writer = orders.feed
-        source, directory = queue.source(), queue.watch_directory()
-        if directory is None:
-            log.info("arrivals in %s make no event here: polling", queue.url)
+        opened, slot = queue, orders.board.queues[orders.slot]
         feeding = Feeding(
             url=queue.url,
-            source=source,
+            source=queue.source(),
             order=queue.settings.order,
             board=orders.board,
             queue_slot=orders.slot,
             reader=reader,
             writer=writer,
-            watch=lambda: None if directory is None else watching(directory, source.tree),
+            watch=lambda: watching(opened, slot),
+            poll_interval_s=queue.poll_interval_s,
             is_network=queue.network is not None,
         )
         Feeder(feeding, SYSTEM).run(is_over)

@@ -6,7 +6,12 @@ line of master and workers (a logging handler, which the children inherit), and 
 word: ready, or ended with a code. The end of the channel, or of the process, without a last
 word is a death. Whoever launched may be gone; the daemon waits for nobody.
 
+Root may launch, and a handler of the user that the daemon becomes has the channel too. So who the
+daemon is, and thus who is ended when it does not become ready, is what the kernel says of the sender
+of the first packet that names one, and of what else comes nothing is believed to be what it should.
+
 Raises: DaemonError. Main thread of a process with one thread. Blocks up to READY_S.
+Source: unix(7), SO_PASSCRED.
 See also: daemon (the other side), master (on_ready), cli.run.
 """
 
@@ -18,6 +23,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -25,11 +31,14 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from orchestrator.config import Config
-from orchestrator.daemon import DaemonError, Launcher, Serve, become
+from orchestrator.daemon import TEXT_MAX, DaemonError, Launcher, Serve, become
+from orchestrator.logs import escaped
 
 READY_S = 90.0  # as long as systemd waits for a service
 END_S = 10.0  # after TERM; then it is killed
 PACKET_BYTES_MAX = 65536  # what is not printable takes six bytes and more
+REASONS_MAX = 100
+CREDENTIALS = struct.Struct("3i")  # process, user, group
 
 
 @dataclass(slots=True)
@@ -50,6 +59,7 @@ def launch(config: Config, serve: Serve) -> Launched:
     when the daemon says nothing for READY_S.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     starter = os.fork()
@@ -101,7 +111,9 @@ class _Waiting:
 
     def close(self, *, is_wanted: bool) -> None:
         """Wait for the process that was forked; end the daemon unless it *is_wanted* or has ended."""
-        self._channel.close()  # a daemon that has not named itself yet ends by that
+        if not self._is_over:
+            self._hear_the_name()
+        self._channel.close()
         if not self._is_over:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._starter, signal.SIGKILL)  # it holds nothing before it is a daemon
@@ -113,22 +125,39 @@ class _Waiting:
             os.close(self._process)
             self._process = -1
 
+    def _hear_the_name(self) -> None:
+        # RACE: it has named itself, and we are interrupted before we have read that: it would go on for nobody. From
+        # here on it cannot name itself, and ends by that; what it said before is heard. See
+        # test_a_daemon_that_named_itself_a_moment_before_the_interrupt_is_ended_too.
+        self._channel.shutdown(socket.SHUT_RD)
+        while self._process < 0 and self._hear():
+            pass
+
     def _read(self) -> None:
-        packet = self._channel.recv(PACKET_BYTES_MAX)
-        if not packet:
+        if not self._hear():
             self._died()
-            return
-        said = json.loads(packet)
-        if "pid" in said:
-            self.found.pid = said["pid"]
+
+    def _hear(self) -> bool:
+        """Note what it says next; False at its end."""
+        # No room for more than who it is from: descriptors that somebody passes are not taken.
+        packet, beside, _, _ = self._channel.recvmsg(PACKET_BYTES_MAX, socket.CMSG_SPACE(CREDENTIALS.size))
+        if not packet:
+            return False
+        said = _object(packet)
+        if "pid" in said and not self.found.pid:
+            self.found.pid = CREDENTIALS.unpack(beside[0][2])[0]
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile: the channel will
-                self._process = os.pidfd_open(said["pid"])
-        if "error" in said and said["error"] not in self.found.reasons:
-            self.found.reasons.append(said["error"])
+                self._process = os.pidfd_open(self.found.pid)
+        if "error" in said:
+            reason = escaped(str(said["error"]))[:TEXT_MAX]
+            if reason not in self.found.reasons and len(self.found.reasons) < REASONS_MAX:
+                self.found.reasons.append(reason)
         if "ready" in said:
             self.found.is_ready = self._is_over = True
         if "ended" in said:
-            self.found.code, self._is_over = said["ended"], True
+            code = said["ended"]
+            self.found.code, self._is_over = code if isinstance(code, int) else 1, True
+        return True
 
     def _died(self) -> None:
         self.found.reasons.append("the daemon died before it was ready (killed, or out of memory?)")
@@ -146,6 +175,14 @@ class _Waiting:
     def _send(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._process, number)
+
+
+def _object(packet: bytes) -> dict[str, object]:
+    try:
+        said = json.loads(packet)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 @contextlib.contextmanager

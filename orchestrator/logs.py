@@ -64,11 +64,8 @@ def reopen() -> None:
 
 
 def escaped(text: str) -> str:
-    """*text* on one line for a person: like names.shown, but of any text, not only of names."""
-    try:
-        return shown(text)
-    except UnicodeEncodeError:  # a lone surrogate that is no byte of a name, as JSON can hold
-        return shown(text.encode("utf-8", "backslashreplace").decode())
+    """*text* on one line for a person: names.shown, of any text."""
+    return shown(text)
 
 
 class TextFormatter(logging.Formatter):

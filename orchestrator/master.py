@@ -41,7 +41,7 @@ from orchestrator.rundir import RunDir
 from orchestrator.runlog import RunLog
 from orchestrator.running import RunningQueue
 from orchestrator.services import Services
-from workers.board import Board, Header, HeaderText, MasterState, Q, QueueText
+from workers.board import Board, Header, HeaderText, MasterState, Q, QueueText, W
 from workers.errors import OrchestratorError
 from workers.queues import names
 from workers.queues.base import Consumer
@@ -61,9 +61,18 @@ SIGNALS = {
     signal.SIGUSR2: "state",  # write the state file
     signal.SIGALRM: "look",  # look at everything at once, not at the next tick
 }
+# What the control socket can be asked, and what each verb takes: all of it and nothing else.
+VERBS: dict[str, dict[str, type]] = {
+    "ping": {},
+    "scale": {"queue": str, "workers": int},
+    "reload": {},
+    "drain": {},
+    "stop": {},
+}
 # What would end or stop a master that has not read its configuration yet.
 EARLY = tuple(SIGNALS.keys() - {signal.SIGINT, signal.SIGTERM, signal.SIGQUIT})
 TICK_S = 0.1
+KILL_GRACE_S = 2.0  # for the kernel to end what was killed, before it is asked what it waits for
 KEEPER_GRACE_S = 25.0
 INTERRUPTS_MAX = 3
 EXIT_FINE, EXIT_FAILED, EXIT_ERRORS = 0, 1, 4
@@ -242,6 +251,7 @@ class Master:
         # Without the loop they have their default effects again, and most of those are the end.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self.loop.close()
+        child.forget_all()
 
     def _forget_in_child(self) -> None:
         """What is the master's alone, closed in each child; the limit of descriptors is the user's again."""
@@ -262,12 +272,13 @@ class Master:
             self._control.tick(now_s)
         # The keeper also while draining: what is in hand needs the lease until its worker has left.
         is_stopping = self._stopping_s is not None
-        is_left = is_stopping and not any(queue.children for queue in self.queues.values())
-        self.services.tend(now_s, is_keeper_wanted=not is_left, is_exporter_wanted=not is_stopping)
+        is_keeper_wanted = not is_stopping or self._is_awaited(now_s)
+        self.services.tend(now_s, is_keeper_wanted=is_keeper_wanted, is_exporter_wanted=not is_stopping)
         for queue in tuple(self.queues.values()):
             for index in tuple(queue.children):
                 self._collect(queue, index)
             queue.read_board(self.board, now_s, boottime_ns)
+            queue.listen(self.board, boottime_ns)
             self._plan(queue, now_s)
             if queue.is_removed and queue.pool.is_empty:
                 self._forget_queue(queue)
@@ -306,14 +317,15 @@ class Master:
                 case Term(index):
                     queue.children[index].send(signal.SIGTERM)
                 case Kill(index, cause):
-                    log.warning("worker %s[%d] is killed: %s", queue.config.name, index, _KILLED[cause])
-                    child.kill_whole(queue.children[index].pid)
+                    self._kill(queue, index, cause, now_s)
         queue.show(self.board)
 
     # ---- workers
 
     def _spawn_worker(self, queue: RunningQueue, index: int) -> None:
-        slot = self.board.take_worker(queue.slot, index)
+        slot = queue.worker_number(self.board, index)
+        words = self.board.worker(slot).words
+        words[W.QUEUE], words[W.INDEX], words[W.USED] = queue.slot, index, 1  # again: somebody may have damaged them
         consumer = Consumer(self._name, self.board, queue.slot, slot, index, max(queue.pool.target, 1), *queue.feed)
         urls = {one.name: one.url for one in self.config.queues}
         states = self.reports.source.directory
@@ -329,6 +341,19 @@ class Master:
         queue.children[index] = made
         queue.pool.spawned(index, made.pid, time.monotonic())
         self.loop.watch(made.sentinel, lambda _: self._on_end(queue, index))
+
+    def _kill(self, queue: RunningQueue, index: int, cause: Cause, now_s: float) -> None:
+        """Kill it with all it started; the policy asks again every second, and what hangs by then is left alone."""
+        made, worker = queue.children[index], f"worker {queue.config.name}[{index}]"
+        if made.killed_s is None:
+            made.killed_s = now_s
+            log.warning("%s is killed: %s", worker, _KILLED[cause])
+        elif made.hangs_in is None and now_s - made.killed_s >= KILL_GRACE_S:
+            made.hangs_in = child.hangs_in(made.pid)
+            if made.hangs_in is not None:
+                log.warning("%s (pid %d) was killed, and does not end: %s", worker, made.pid, _hangs(made))
+        if made.hangs_in is None:
+            child.kill_whole(made.pid)
 
     def _on_end(self, queue: RunningQueue, index: int) -> None:
         self._collect(queue, index)
@@ -352,7 +377,7 @@ class Master:
         killed = queue.pool.kill_cause(index)
         is_asked = queue.pool.is_asked(index)
         reason = self._reason(end, killed)
-        dead = running.bury(self.board.worker(self.board.take_worker(queue.slot, index)), end, reason)
+        dead = running.bury(queue.worker_slot(self.board, index), end, reason)
         # A handler may end its process as it likes, and a component that must stop is done too.
         is_done = end.code == roles.DONE_CODE and queue.config.components and not dead.had_message
         if is_done and not is_asked:
@@ -361,7 +386,10 @@ class Master:
             in_hand = f", with {names.shown(dead.message)} in hand" if dead.had_message else ""
             log.warning("worker %s[%d] (pid %d) %s%s", queue.config.name, index, pid, end, in_hand)
         queue.is_reached = queue.is_reached or dead.claims > 0
-        if dead.owner:
+        owner = names.parse_owner(dead.owner)
+        # On a damaged board the name of another may stand there, and that one lives.
+        is_anothers = owner is not None and (owner.master, owner.pid) != (self._name, pid)
+        if dead.owner and not is_anothers:
             cause = killed or ("stopped" if is_asked else "died")
             order = {"owner": dead.owner, "cause": cause, "note": f"worker pid {pid} {end}"}
             self.services.release(queue, order)
@@ -461,8 +489,8 @@ class Master:
             self._plan(queue, now_s)
 
     def _end_when_empty(self, now_s: float) -> None:
-        """When the last worker is gone: the keeper's last releases, then the end."""
-        if any(queue.children for queue in self.queues.values()):
+        """When the last worker is gone, or hangs: the keeper's last releases, then the end."""
+        if self._is_awaited(now_s):
             return
         if self.services.has_orders and now_s - (self._stopping_s or now_s) < KEEPER_GRACE_S:
             return
@@ -474,8 +502,17 @@ class Master:
                 return
             log.warning("the keeper does not leave (does a filesystem hang?); it is killed")
             self.services.keeper.send(signal.SIGKILL)
+        for queue in self.queues.values():
+            for index, made in queue.children.items():
+                who = f"worker {queue.config.name}[{index}] (pid {made.pid})"
+                log.error("%s is left behind: %s; what it has in hand goes back when it is gone", who, _hangs(made))
         log.info("pool %s ends", self.config.pool.name)
         self.loop.stop(self._code)
+
+    def _is_awaited(self, now_s: float) -> bool:
+        """Whether a worker is there that ends, now that it was asked to or killed."""
+        children = [made for queue in self.queues.values() for made in queue.children.values()]
+        return any(made.hangs_in is None and now_s - (made.killed_s or now_s) < KEEPER_GRACE_S for made in children)
 
     # ---- until empty
 
@@ -618,37 +655,46 @@ class Master:
 
     def dispatch(self, verb: str, arguments: dict[str, object]) -> dict[str, object]:
         """Answer the control socket. Raises OrchestratorError for what cannot be done."""
-        match verb:
-            case "ping":
+        takes = VERBS.get(verb)
+        if takes is None:
+            raise OrchestratorError(f"there is no verb {verb!r}: {', '.join(VERBS)}")
+        # Exactly: a drain "of a queue" must not drain the pool, and true is no number of workers.
+        if {key: type(value) for key, value in arguments.items()} != takes:
+            wanted = " and ".join(f"{key} ({kind.__name__})" for key, kind in takes.items()) or "no arguments"
+            raise OrchestratorError(f"{verb} takes {wanted}")
+        match verb, arguments:
+            case "ping", _:
                 files = {"runlog": self._runlog.path, "state": self.config.pool.state_file}
                 return {"pid": os.getpid(), "name": self.config.pool.name} | {
                     kind: None if path is None else os.path.abspath(path) for kind, path in files.items()
                 }
-            case "scale":
-                queue = self.queues.get(str(arguments.get("queue")))
-                size = arguments.get("workers")
-                if queue is None:
-                    known = ", ".join(self.queues)
-                    raise OrchestratorError(f"there is no queue called {arguments.get('queue')!r}, only {known}")
-                if not isinstance(size, int) or not 1 <= size <= 1024:
-                    raise OrchestratorError("workers must be a number from 1 to 1024")
-                self.scale(queue, size)
-                return {"queue": queue.config.name, "workers": queue.pool.policy.size}
-            case "reload":
-                self.loop.events.schedule("reload")
-            case "drain":
-                self.loop.events.schedule("drain")
-            case "stop":
+            case "scale", {"queue": str(name), "workers": int(size)}:
+                return self._scale(name, size)
+            case "stop", _:
                 self.loop.events.schedule("quick")
-            case _:
-                raise OrchestratorError(f"there is no verb {verb!r}: ping, scale, reload, drain, stop")
+            case "reload" | "drain", _:
+                self.loop.events.schedule(verb)
         return {}
+
+    def _scale(self, name: str, size: int) -> dict[str, object]:
+        queue = self.queues.get(name)
+        if queue is None:
+            raise OrchestratorError(f"there is no queue called {name!r}, only {', '.join(self.queues)}")
+        if not 1 <= size <= 1024:
+            raise OrchestratorError("workers must be a number from 1 to 1024")
+        self.scale(queue, size)
+        return {"queue": queue.config.name, "workers": queue.pool.policy.size}
 
 
 _KILLED: dict[Cause, str] = {
     "stopped": "it did not leave in time",
     "timeout": "its message took longer than time_limit",
 }
+
+
+def _hangs(made: child.Child) -> str:
+    where = f" ({made.hangs_in})" if made.hangs_in else ""
+    return f"it hangs in the kernel{where}, in a filesystem that does not answer"
 
 
 def _start_ticks() -> int:

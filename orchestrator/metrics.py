@@ -109,6 +109,16 @@ def _of_queues(queues: list[QueueReading]) -> Iterator[Metric]:
         rows(lambda queue: queue.measured_s),
     )
     yield _gauge(
+        "orchestrator_queue_measured_age_seconds",
+        "Time since the queue was last measured, or since the pool has it; it grows while its filesystem hangs.",
+        rows(lambda queue: queue.measured_age_s),
+    )
+    yield _gauge(
+        "orchestrator_queue_clock_offset_seconds",
+        "This host's wall clock less that of the queue's filesystem: ages of messages may be wrong by as much.",
+        rows(lambda queue: queue.clock_offset_s),
+    )
+    yield _gauge(
         "orchestrator_queue_measure_duration_seconds",
         "How long the last measuring took.",
         rows(lambda queue: queue.measure_duration_s),

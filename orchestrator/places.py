@@ -18,6 +18,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 LINKS_MAX = 40  # as many as the kernel follows
@@ -42,6 +43,16 @@ def open_parent(path: Path, make: int | None = None) -> tuple[int, str]:
     """The directory of *path*, to be used as dir_fd, and the last name. Missing ones are made, with mode *make*."""
     directory, name, _ = _walk(path, is_last_followed=False, make=make)
     return directory, name
+
+
+@contextlib.contextmanager
+def parent_of(path: Path) -> Iterator[int]:
+    """The directory of *path*, as open_parent() finds it, meanwhile."""
+    directory, _ = open_parent(path)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
 
 
 def make_directory(name: str, mode: int, directory: int) -> None:

@@ -88,10 +88,10 @@ def summarise(board: Board, seconds: float) -> Summary:
     workers = []
     for number in board.worker_numbers():
         words = board.worker(number).words
-        slot = board.queues[words[W.QUEUE]]
+        slot = board.queue_of(number)
         workers.append(
             WorkerSummary(
-                queue=slot.text(QueueText.NAME) or "",
+                queue="" if slot is None else slot.text(QueueText.NAME) or "",
                 index=words[W.INDEX],
                 outcomes={outcome: words[W.DONE + offset] for offset, outcome in enumerate(OUTCOMES)},
                 claims=words[W.CLAIMS],

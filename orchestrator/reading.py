@@ -36,6 +36,7 @@ from workers.system import SYSTEM, System
 
 WORKER_STATES = ("starting", "idle", "busy", "stopping", "backoff")
 DEPTH_STATES = ("waiting", "claimed", "deferred", "errors")
+SILENT_S = 10.0  # a queue is measured about once a second
 HISTOGRAM_WORDS = len(BUCKETS_S) + 2  # the buckets, +Inf, and the sum in nanoseconds
 NAMES_OF_QUEUE_STATES: Mapping[int, str] = {int(state): state.name.lower() for state in QueueState}
 
@@ -97,7 +98,15 @@ class FeederReading:
 
 @dataclass(frozen=True, slots=True)
 class QueueReading:
-    """One queue's slot and the workers of it. *reaped* is keyed by (kind, reason)."""
+    """
+    One queue's slot and the workers of it.
+
+    Attributes:
+        measured_s: unix time; measured_age_s: since then, or since the pool has the queue.
+        clock_offset_s: this host's wall clock less the filesystem's, as the keeper has read that; 0.0 before.
+        unmeasured_s: the same when that is longer than it should be, else 0.0.
+        reaped: by (kind, reason).
+    """
 
     name: str
     url: str
@@ -111,11 +120,16 @@ class QueueReading:
     oldest_age_s: dict[str, float]
     ignored: int
     measured_s: float
+    measured_age_s: float
+    unmeasured_s: float
     measure_duration_s: float
+    clock_offset_s: float
     reaped: dict[tuple[str, str], int]
     free_bytes: int
     free_inodes: int
     watch: str
+    filesystem: str
+    poll_interval_s: float
     feeder: FeederReading | None
     workers: list[WorkerReading] = field(default_factory=list)
 
@@ -129,7 +143,10 @@ class QueueReading:
         """How new messages are noticed now, for a person."""
         if self.feeder is not None and self.feeder.is_silent:
             return f"workers scan (feeder silent for {self.feeder.last_seen_age_s:.0f} s)"
-        return self.watch
+        if self.watch != "poll":
+            return self.watch
+        place = f" ({self.filesystem})" if self.filesystem else ""
+        return f"poll every {self.poll_interval_s:g} s at most{place}"
 
 
 class BoardReader:
@@ -194,7 +211,7 @@ class BoardReader:
         )
 
     def _queue(self, place: Slot, name: str, workers: dict[int, WorkerReading]) -> QueueReading:
-        words = place.words
+        words, now_ns = place.words, self._system.boottime_ns()
         return QueueReading(
             name=name,
             url=printable(place, QueueText.URL),
@@ -208,14 +225,24 @@ class BoardReader:
             oldest_age_s={state: count(words[word]) / 1e3 for state, word in zip(DEPTH_STATES, _OLDEST, strict=True)},
             ignored=count(words[Q.IGNORED]),
             measured_s=count(words[Q.MEASURED_MS]) / 1e3,
+            measured_age_s=measured_age_s(words, now_ns),
+            unmeasured_s=unmeasured_s(words, now_ns),
             measure_duration_s=count(words[Q.MEASURE_NS]) / 1e9,
+            clock_offset_s=self._clock_offset_s(words),
             reaped={(kind, reason): count(words[word]) for kind, reason, word in _REAPED},
             free_bytes=count(words[Q.FREE_BYTES]),
             free_inodes=count(words[Q.FREE_INODES]),
             watch={1: "inotify", 2: "poll"}.get(words[Q.WATCH], ""),
+            filesystem=printable(place, QueueText.FILESYSTEM),
+            poll_interval_s=count(words[Q.POLL_MS]) / 1e3,
             feeder=self._feeder(words),
             workers=[workers[index] for index in sorted(workers)],
         )
+
+    def _clock_offset_s(self, words: memoryview[int]) -> float:
+        if not words[Q.CLOCK_NS]:
+            return 0.0
+        return (self._system.wall_ns() - self._system.boottime_ns() - words[Q.CLOCK_NS]) / 1e9
 
     def _feeder(self, words: memoryview[int]) -> FeederReading | None:
         pid = count(words[Q.FEEDER_PID])
@@ -223,6 +250,20 @@ class BoardReader:
             return None
         seen_ns = words[Q.FED_NS] or (self._system.start_ticks(pid) or 0) * TICK_NS
         return FeederReading(pid, age_s(self._system.boottime_ns(), seen_ns), self._usage.of_process(pid))
+
+
+def unmeasured_s(words: memoryview[int], now_ns: int) -> float:
+    """
+    For how long a queue has not been measured; 0.0 when that is no longer than it may be, even where it takes its time.
+    """
+    age = measured_age_s(words, now_ns)
+    # The keeper leaves ten times what a measure takes between two of them.
+    return age if age >= SILENT_S + 12 * count(words[Q.MEASURE_NS]) / 1e9 else 0.0
+
+
+def measured_age_s(words: memoryview[int], now_ns: int) -> float:
+    """Seconds since a queue was last measured, or since the pool has it."""
+    return age_s(now_ns, max(words[Q.MEASURED_NS], words[Q.SINCE_NS]))
 
 
 def count(word: int) -> int:

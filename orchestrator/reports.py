@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 from orchestrator import state
 from orchestrator.child import Child
+from orchestrator.places import parent_of
 from orchestrator.runlog import RunLog
 from orchestrator.running import RunningQueue, counters
 from orchestrator.services import Services, wait_for
@@ -147,10 +148,14 @@ class Reports:
             if what == RUNLOG:
                 self.runlog.save(pid, code, self._statistics())
             else:
-                sweep(path)
-                save(path, state.dump(self.source))
+                with parent_of(path) as directory:
+                    sweep(path, dir_fd=directory)
+                    save(path, state.dump(self.source), dir_fd=directory)
         except SavedError as error:
             log.error("the %s: %s", what, error)
+            return 1
+        except OSError as error:
+            log.error("the %s: cannot write %s: %s", what, shown(str(path)), error.strerror)
             return 1
         log.log(logging.INFO if is_told else logging.DEBUG, "the %s is in %s", what, shown(str(path)))
         return 0

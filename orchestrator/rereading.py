@@ -1,7 +1,8 @@
 """
 rereading - the configuration read again, by a child: where its files are, reading may hang
 
-The child reads and checks, and hands over a pipe what it found, or why it is refused. One
+The child reads and checks, and hands over a pipe what it found, or why it is refused: JSON, for
+half of one is none. One
 at a time: who asks meanwhile is answered by another reading after it. One that takes longer
 than SLOW_S is told of; what is in force stays.
 
@@ -11,15 +12,16 @@ See also: master (which applies it), config (what is read), services (spawn).
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import pickle
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.child import Child
 from orchestrator.config import Config, ConfigError
+from orchestrator.config_text import from_text, to_text
 from orchestrator.loop import Loop
 from orchestrator.services import Services
 
@@ -108,19 +110,18 @@ class Rereading:
         os.close(pipe)
         self._pipe = -1
         try:
-            found = pickle.loads(self._found)  # noqa: S301 - a child of ours wrote it
-        except (pickle.UnpicklingError, EOFError):
-            found = "the process that read it ended before it was done"
+            told = json.loads(self._found)
+        except ValueError:
+            told = {"refused": "the process that read it ended before it was done"}
         self._found = b""
-        self.on_read(found)
+        self.on_read(told["refused"] if "refused" in told else from_text(told["config"]))
 
 
 def _read(read: Callable[[], Config], writer: int) -> int:
     try:
-        found: Config | str = read()
+        found = {"config": to_text(read())}
     except ConfigError as error:
-        found = str(error)
-    data = pickle.dumps(found)
+        found = {"refused": str(error)}
     with open(writer, "wb") as pipe:
-        pipe.write(data)
+        pipe.write(json.dumps(found).encode())
     return 0

@@ -31,9 +31,21 @@ from orchestrator import exporter
 from orchestrator.child import ignore, kill_whole, pass_over
 from orchestrator.config import QueueConfig
 from orchestrator.state import worker_file
-from orchestrator.watch import Watcher
-from workers.board import PROCESS_WORDS, Board, Q, Slot, W, WorkerState, WorkerText
-from workers.errors import HandlerError, OrchestratorError, QueueRefused
+from orchestrator.watch import watching
+from workers.board import (
+    PROCESS_WORDS,
+    QUEUE_COUNTERS,
+    WORKER_COUNTERS,
+    Board,
+    Q,
+    QueueText,
+    Slot,
+    W,
+    WorkerState,
+    WorkerText,
+    process,
+)
+from workers.errors import HandlerError, OrchestratorError, QueueMissing, QueueRefused, QueueUnavailable
 from workers.handler import Handler, resolve
 from workers.handlers.command import Command
 from workers.handlers.onward import Onward
@@ -45,12 +57,14 @@ from workers.queues.open import open_queue
 from workers.saved import save
 from workers.system import SYSTEM
 from workers.waiting import WAIT_S, Leaving, Wait, at_descriptor, at_queue, barred, polling
-from workers.worker import Worker
+from workers.worker import TROUBLE_S_MAX, Worker
 
 log = logging.getLogger(__name__)
 
 DONE_CODE = 10  # of a worker whose components are done: its queue drains, and no other takes its place
 GRACE_S = 1.0  # for the kernel to end what was killed
+LAST_S = 10.0  # for the last releases of a queue
+HANGS_S = 3.0  # who is in one call, or a few, for so long does not come back soon
 
 Kept = tuple[QueueKeeper, threading.Thread]
 
@@ -101,17 +115,18 @@ def work(orders: Work) -> int:
     signal.signal(signal.SIGUSR2, leaving.tell)
     signal.siginterrupt(signal.SIGUSR2, False)  # noqa: FBT003 - the library's
     consumer, config = orders.consumer, orders.queue
-    words = consumer.board.worker(consumer.worker_slot).words
+    slot = consumer.board.worker(consumer.worker_slot)
+    slot.mend(WORKER_COUNTERS)
+    words = slot.words
     for word in PROCESS_WORDS:
         words[word] = 0
     words[W.LAST_SEEN_NS] = SYSTEM.boottime_ns()
     words[W.START] = SYSTEM.start_ticks(os.getpid()) or 0
     words[W.STATE], words[W.PID] = WorkerState.STARTING, os.getpid()
     try:
-        settings = dataclasses.replace(config.settings(), create=False)
-        has_events = config.components is not None
-        queue = open_queue(config.url, settings=settings, host=orders.host, is_for_events=has_events)
-        queue.attach(consumer)
+        queue = _opened(orders, leaving)
+        if queue is None:
+            return 0
         handler = handler_of(config, orders.stats_interval_s)
     except OrchestratorError as error:
         return _cannot_start(config, consumer, error)
@@ -126,6 +141,7 @@ def work(orders: Work) -> int:
         title=lambda text: setproctitle.setproctitle(title + text),
         parent=orders.parent,
         time_limit_s=config.time_limit,
+        message_size_max=config.max_message_size,
         output=config.output or "",
         output_limit=config.output_limit or 0,
         output_wait_s=config.output_wait,
@@ -140,6 +156,29 @@ def work(orders: Work) -> int:
         nudge(consumer.feed_writer, SYSTEM)
     # A daemon that is told to stop is done as well; then it is not for itself that it says so.
     return DONE_CODE if worker.is_done and not leaving.is_asked else 0
+
+
+def _opened(orders: Work, leaving: Leaving) -> Queue | None:
+    """The queue, waited for while it is away; None when we are asked to leave before. Raises OrchestratorError."""
+    config, consumer = orders.queue, orders.consumer
+    settings = dataclasses.replace(config.settings(), create=False)
+    pause_s = 0.0
+    while True:
+        try:
+            queue = open_queue(
+                config.url, settings=settings, host=orders.host, is_for_events=config.components is not None
+            )
+            queue.attach(consumer)
+        except (QueueMissing, QueueUnavailable) as error:
+            # The keeper has had it open, so its mount is away. To die of that would count as a fault of the handler's,
+            # and the pool would back off. See test_a_worker_that_starts_while_the_mount_is_away_waits_for_it.
+            if not pause_s:
+                log.warning("worker %s[%d] waits: %s", config.name, consumer.index, error)
+            pause_s = min(pause_s * 2 or 0.1, TROUBLE_S_MAX)
+            if leaving.wait(pause_s) or os.getppid() != orders.parent:
+                return None
+        else:
+            return queue
 
 
 def _cannot_start(config: QueueConfig, consumer: Consumer, error: OrchestratorError) -> int:
@@ -159,10 +198,12 @@ def _waiter(queue: Queue, consumer: Consumer) -> Wait:
         return at_queue(queue.wait_fd, words)
     if consumer.feed >= 0:
         return _at_the_pipe(consumer.feed, words)
-    directory = queue.watch_directory()
-    is_watched = directory is not None and not (isinstance(queue, Claimable) and queue.source().tree is not None)
-    watcher = Watcher.on(directory) if directory is not None and is_watched else None
-    words[Q.WATCH] = 2 if watcher is None else 1
+    assert isinstance(queue, Claimable)  # noqa: S101 - as it was opened for a pool
+    watcher = None
+    if isinstance(queue, NoMessages) or queue.source().tree is not None:  # a tree's new directories need a feeder
+        words[Q.WATCH] = 2
+    else:
+        watcher = watching(queue, consumer.board.queues[consumer.queue_slot])
     return polling(queue) if watcher is None else watcher.wait
 
 
@@ -176,7 +217,7 @@ def _at_the_pipe(feed: int, words: memoryview[int]) -> Wait:
         if timeout_s < WAIT_S:  # an event of components is due then
             return at_pipe(timeout_s, fd)
         # As long as the feeder may be silent before we scan for ourselves.
-        silent_s = (SYSTEM.boottime_ns() - words[Q.FED_NS]) / 1e9
+        silent_s = max(SYSTEM.boottime_ns() - words[Q.FED_NS], 0) / 1e9
         return at_pipe(max(SILENT_NS / 1e9 - silent_s + 0.01, timeout_s), fd)
 
     return wait
@@ -236,9 +277,10 @@ def keep(keeping: Keeping) -> int:
     _end_orphans(keeping.board, {name: keeper for name, (keeper, _) in keepers.items()})
     for keeper, _ in keepers.values():
         keeper.orders.put(Leave())
-    end_s = time.monotonic() + 10 * GRACE_S
-    for name, (_, thread) in keepers.items():
-        thread.join(max(end_s - time.monotonic(), 0))
+    start_s = time.monotonic()
+    for name, (keeper, thread) in keepers.items():
+        patience_s = GRACE_S if keeper.busy_s() >= HANGS_S else LAST_S
+        thread.join(max(start_s + patience_s - time.monotonic(), 0))
         if thread.is_alive():
             log.warning("queue %s does not answer; its claims go back by the lease", name)
     return 0
@@ -259,9 +301,9 @@ def _start(
     report: Callable[[str, str | None], None],
     places: dict[tuple[int, int], str],
 ) -> Kept:
-    config = QueueConfig.model_validate_json(str(order["config"]))
+    config = QueueConfig.model_validate(order["config"])
     consumer = Consumer(keeping.master, keeping.board, int(str(order["slot"])))
-
+    keeping.board.queues[consumer.queue_slot].mend(QUEUE_COUNTERS)
     is_known = bool(order["is_known"])
     settings = config.settings()
     if is_known:
@@ -296,6 +338,14 @@ def _start(
     return keeper, thread
 
 
+def _leads_a_session(pid: int) -> bool:
+    """Whether *pid* leads a session, as every worker does: a damaged board may name a stranger."""
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
 def _make(target: str | None) -> None:
     """Make the queue that is handed on to, where it is a URL. One that cannot be made is waited for by the workers."""
     if target is not None and ":" in target:
@@ -305,22 +355,28 @@ def _make(target: str | None) -> None:
 
 def _end_orphans(board: Board, keepers: Mapping[str, QueueKeeper]) -> None:
     """The master is gone. Its workers must be too, with all they started, before their claims go back."""
-    found: list[tuple[Slot, int]] = []
+    found: list[tuple[Slot, int, int]] = []
     for number in board.worker_numbers():
         slot = board.worker(number)
-        pid = slot.words[W.PID]
+        pid = process(slot.words[W.PID])
         if pid:
             # RACE: the worker may have ended and its number be used again: only while the start time is its own.
             # See test_nothing_outlives_a_killed_master_and_the_next_one_finishes_the_queue.
-            if SYSTEM.is_alive(pid, slot.words[W.START]) is not False or SYSTEM.start_ticks(pid) is None:
+            is_there = SYSTEM.is_alive(pid, slot.words[W.START]) is not False and _leads_a_session(pid)
+            if is_there or SYSTEM.start_ticks(pid) is None:
                 kill_whole(pid)
-            found.append((slot, pid))
+            found.append((slot, number, pid))
     end_s = time.monotonic() + GRACE_S
-    for slot, pid in found:
+    for slot, number, pid in found:
         while SYSTEM.is_alive(pid, slot.words[W.START]) and time.monotonic() < end_s:
             time.sleep(0.005)
+        if SYSTEM.is_alive(pid, slot.words[W.START]):
+            # It hangs in the kernel, and a call of it may still be done: whoever sees it gone gives back what it has.
+            # See test_what_a_left_worker_has_in_hand_is_not_given_back_before_it_is_gone.
+            continue
         owner = slot.text(WorkerText.OWNER)
-        queue = board.queues[slot.words[W.QUEUE]].text(0) or ""
+        place = board.queue_of(number)
+        queue = "" if place is None else place.text(QueueText.NAME) or ""
         slot.clear(PROCESS_WORDS, (WorkerText.OWNER, WorkerText.MESSAGE))
         if owner and queue in keepers:
             keepers[queue].orders.put(Release(owner, "unknown", "its master died"))

@@ -25,10 +25,11 @@ from pathlib import Path
 
 from orchestrator.identity import rights_of
 from orchestrator.pidfile import PID_BYTES_MAX, PidFile, PidFileError, PidFileHeld
-from orchestrator.places import make_directory, open_parent
+from orchestrator.places import make_directory, open_parent, parent_of
 from workers.errors import OrchestratorError
 from workers.queues.names import shown
 from workers.system import SYSTEM, System
+from workers.trust import is_everybodys_to_rename
 
 NAME_BYTES_MAX = 64
 
@@ -193,7 +194,8 @@ def _check_passage(directory: Path, uid: int, gid: int) -> None:
 def running(run_dir: Path, system: System = SYSTEM) -> list[Running]:
     """Every pool of *run_dir* whose master lives, by name. Readers only, never the master."""
     try:
-        names = sorted(os.listdir(run_dir))
+        # What no pool can be called was made by somebody else, and would be told of in the messages about the others.
+        names = sorted(filter(_is_name, os.listdir(run_dir)))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -225,9 +227,14 @@ def find(run_dir: Path, name: str | None = None, system: System = SYSTEM) -> Run
     return found[0]
 
 
-def _check_name(name: str) -> None:
+def _is_name(name: str) -> bool:
+    """Whether a pool can be called so."""
     size = len(os.fsencode(name))
-    if not 0 < size <= NAME_BYTES_MAX or name[0] == "." or "/" in name or not name.isprintable():
+    return 0 < size <= NAME_BYTES_MAX and name[0] != "." and "/" not in name and name.isprintable()
+
+
+def _check_name(name: str) -> None:
+    if not _is_name(name):
         raise RunDirError(
             f"a pool cannot be called '{shown(name)}': at most {NAME_BYTES_MAX} printable characters, no slash and no"
             " leading dot; give another --name"
@@ -240,6 +247,7 @@ def _open_directory(directory: Path, owners: set[int], mode: int = 0o700) -> int
     try:
         parent, name = open_parent(directory, mode)
         try:
+            above = os.fstat(parent).st_mode
             with contextlib.suppress(FileExistsError):  # made by another meanwhile; looked at below
                 make_directory(name, mode, parent)
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
@@ -253,6 +261,9 @@ def _open_directory(directory: Path, owners: set[int], mode: int = 0o700) -> int
     why = None
     if info.st_uid not in owners:
         why = f"it belongs to another user (uid {info.st_uid})"
+    elif is_everybodys_to_rename(above):
+        # Its files are made by their paths, and whoever puts another directory there has them made elsewhere.
+        why = f"everybody may write into {shown(str(directory.parent))} and could put another in its place"
     elif info.st_mode & 0o022:
         why = f"others may write into it (mode {stat.S_IMODE(info.st_mode):o}; chmod go-w would cure that)"
     if why is not None:
@@ -291,7 +302,10 @@ def _parse(content: bytes) -> tuple[int, int] | None:
 def _read(directory: Path, system: System) -> Running | None:
     """The living master of *directory*, or None."""
     try:
-        fd = os.open(directory / "pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        # Through no link that the owner of the place could have made, or he could have root stop another pool than
+        # the one that was named.
+        with parent_of(directory / "pid") as place:
+            fd = os.open("pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place)
     except OSError:
         return None
     try:

@@ -8,7 +8,10 @@ are kept, runlog_keep of them; a directory that several pools share keeps so man
 
 read() and analyse() need no pool: they read the files alone, and believe none of them.
 
+Through a link that somebody else could have put there nothing is written or removed (places).
+
 Raises: OSError when the directory cannot be made or read.
+Long because the file is written and read in one place: each half knows what the other believes.
 See also: reports (when it is written, and by whom), cli.runlog, workers.saved.
 """
 
@@ -31,8 +34,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.logs import TextFormatter, escaped
+from orchestrator.places import make_directory, open_parent, parent_of
 from workers.queues.names import shown
-from workers.saved import SavedError, load, overwrite, save
+from workers.saved import SavedError, listed, load, overwrite, save
 from workers.system import SYSTEM
 
 log = logging.getLogger(__name__)
@@ -99,25 +103,26 @@ class RunLog:
         if self.path is not None:
             try:
                 self.save(os.getpid(), code, {})
-            except SavedError as error:
+            except (SavedError, OSError) as error:
                 log.error("the run log: %s", error)
 
     def save(self, pid: int, code: int | None, statistics: Mapping[str, object]) -> None:
         """
-        Write it, see content(); then remove what is beyond *keep*. Raises SavedError.
+        Write it, see content(); then remove what is beyond *keep*. Raises SavedError, OSError for the way there.
 
         On a full disk the last version takes the place of the one before, without what is too long for that.
         """
         assert self.path is not None  # noqa: S101 - asked by the callers
         content = self.content(pid, code, statistics)
-        try:
-            save(self.path, content, size_min=SIZE_MIN)
-        except SavedError as error:
-            is_full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
-            if code is None or not is_full:
-                raise
-            short = content | {"statistics": {}, "argv": sys.argv[:1], "errors": [str(error)]}
-            overwrite(self.path, content, content | {"statistics": {}}, short)
+        with parent_of(self.path) as directory:
+            try:
+                save(self.path, content, size_min=SIZE_MIN, dir_fd=directory)
+            except SavedError as error:
+                is_full = isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+                if code is None or not is_full:
+                    raise
+                short = content | {"statistics": {}, "argv": sys.argv[:1], "errors": [str(error)]}
+                overwrite(self.path, content, content | {"statistics": {}}, short, dir_fd=directory)
         with contextlib.suppress(OSError):
             self.prune()
 
@@ -127,12 +132,18 @@ class RunLog:
 
         Two runs of one second and one pid (each in a container of its own) get two names.
         """
-        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        above, name = open_parent(self.directory, 0o755)
+        try:
+            with contextlib.suppress(FileExistsError):
+                make_directory(name, 0o700, above)
+        finally:
+            os.close(above)
         stamp = _moment(self.started_s).strftime("%Y%m%d%H%M%S")
         for number in itertools.count():
             path = self.directory / (f"{stamp}.{os.getpid()}" + (f".{number}" if number else "") + ".runlog")
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            with parent_of(path) as directory, contextlib.suppress(FileExistsError):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                os.close(os.open(path.name, flags, 0o600, dir_fd=directory))
                 self.path = path
                 return
 
@@ -163,34 +174,37 @@ class RunLog:
         The kernel's time of the last change says which were; where the clock was set back those of the future are the
         oldest. Raises OSError.
         """
-        with os.scandir(self.directory) as entries:
-            names = [entry.name for entry in entries]
-        newest_s = os.lstat(self.path).st_ctime if self.path is not None else time.time()
-        changed = {}
-        for name in filter(_NAME.match, names):
-            with contextlib.suppress(OSError):
-                changed_s = os.lstat(self.directory / name).st_ctime
-                changed[name] = (changed_s <= newest_s + FUTURE_S, changed_s, name)
-        old = sorted(changed, key=changed.__getitem__)[: -self.keep]
-        for name in [name for name in old if self.path is None or name != self.path.name] + [
-            name for name in names if _TEMPORARY.match(name) and self._is_abandoned(name)
-        ]:
-            with contextlib.suppress(OSError):
-                os.unlink(self.directory / name)
+        with parent_of(self.directory / "any") as directory:
+            names = listed(self.directory, directory)
+            newest_s = time.time() if self.path is None else os.lstat(self.path.name, dir_fd=directory).st_ctime
+            changed = {}
+            for name in filter(_NAME.match, names):
+                with contextlib.suppress(OSError):
+                    changed_s = os.lstat(name, dir_fd=directory).st_ctime
+                    changed[name] = (changed_s <= newest_s + FUTURE_S, changed_s, name)
+            old = sorted(changed, key=changed.__getitem__)[: -self.keep]
+            for name in [name for name in old if self.path is None or name != self.path.name] + [
+                name for name in names if _TEMPORARY.match(name) and _is_abandoned(name, directory)
+            ]:
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=directory)
 
     def remove(self) -> None:
         """Take this run's away, and the directory when it is empty then."""
         logging.getLogger().removeHandler(self.errors)
         with contextlib.suppress(OSError):
             if self.path is not None:
-                os.unlink(self.path)
-            os.rmdir(self.directory)
+                with parent_of(self.path) as directory:
+                    os.unlink(self.path.name, dir_fd=directory)
+            with parent_of(self.directory) as above:
+                os.rmdir(self.directory.name, dir_fd=above)
 
-    def _is_abandoned(self, name: str) -> bool:
-        try:
-            return time.time() - os.lstat(self.directory / name).st_mtime > ABANDONED_S
-        except OSError:
-            return False
+
+def _is_abandoned(name: str, directory: int) -> bool:
+    try:
+        return time.time() - os.lstat(name, dir_fd=directory).st_mtime > ABANDONED_S
+    except OSError:
+        return False
 
 
 def _moment(time_s: float) -> datetime:

@@ -8,18 +8,22 @@ See also: master (which has one for each queue), pool (the policy), child.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 
 from orchestrator.child import Child, Exit
 from orchestrator.config import PoolConfig, QueueConfig
 from orchestrator.pool import Pool, PoolPolicy
+from orchestrator.reading import unmeasured_s
 from workers.board import (
     EXIT_REASONS,
+    MASTER_COUNTERS,
     OUTCOMES,
     PROCESS_WORDS,
     Board,
     Q,
+    QueueState,
     QueueText,
     Slot,
     W,
@@ -28,6 +32,11 @@ from workers.board import (
 )
 from workers.queues.feed import open_feed
 from workers.queues.open import is_fed
+from workers.system import SYSTEM
+
+log = logging.getLogger(__name__)
+
+HEARD_OF = (QueueState.UNKNOWN, QueueState.READY)  # of the others the keeper has said what is wrong
 
 
 @dataclass(slots=True)
@@ -46,7 +55,8 @@ class RunningQueue:
     feed: tuple[int, int] = (-1, -1)  # the pipe from its feeder to its workers
     feeder: Child | None = None
     feeder_s: float = 0.0
-    _slots: dict[int, Slot] = field(default_factory=dict)
+    is_silent: bool = False  # not measured for long, and that was said
+    _numbers: dict[int, int] = field(default_factory=dict)
 
     def show(self, board: Board) -> None:
         """The policy's view onto the board."""
@@ -61,11 +71,15 @@ class RunningQueue:
                 os.close(fd)
         self.feed = (-1, -1)
 
+    def worker_number(self, board: Board, index: int) -> int:
+        """The number of the board's slot of worker *index*: the same for ever, whatever becomes of the board."""
+        if index not in self._numbers:
+            self._numbers[index] = board.take_worker(self.slot, index)
+        return self._numbers[index]
+
     def worker_slot(self, board: Board, index: int) -> Slot:
-        """The board's slot of worker *index*: the same for ever, and looked for once, for every tick asks for all."""
-        if index not in self._slots:
-            self._slots[index] = board.worker(board.take_worker(self.slot, index))
-        return self._slots[index]
+        """That slot."""
+        return board.worker(self.worker_number(board, index))
 
     def read_board(self, board: Board, now_s: float, boottime_ns: int) -> None:
         """Tell the policy what the workers say of themselves."""
@@ -79,6 +93,20 @@ class RunningQueue:
             since_ns = words[W.MESSAGE_SINCE_NS]
             age_s = (boottime_ns - since_ns) / 1e9 if since_ns else 0.0
             self.pool.facts(index, words[W.PROCESS_CLAIMS], words[W.PROCESS_SETTLED], bool(since_ns), age_s)
+
+    def listen(self, board: Board, boottime_ns: int) -> None:
+        """Say when the keeper has not come back from the queue for long, and when it has. It alone looks there."""
+        words = board.queues[self.slot].words
+        silent_s = unmeasured_s(words, boottime_ns)
+        if bool(silent_s) == self.is_silent or (not self.is_silent and words[Q.READY] not in HEARD_OF):
+            return
+        self.is_silent = bool(silent_s)
+        if not self.is_silent:
+            log.warning("queue %s answers again", self.config.name)
+        elif words[Q.READY] == QueueState.READY:
+            log.error("queue %s: not measured for %.0f s, does its filesystem hang?", self.config.name, silent_s)
+        else:
+            log.error("queue %s: not opened after %.0f s, does its filesystem hang?", self.config.name, silent_s)
 
     def is_up(self, board: Board, index: int) -> bool:
         """Whether worker *index* has begun to look for messages."""
@@ -129,6 +157,7 @@ def bury(slot: Slot, end: Exit, reason: str) -> Dead:
         settled=words[W.PROCESS_SETTLED],
         had_message=bool(words[W.MESSAGE_SINCE_NS]),
     )
+    slot.mend(MASTER_COUNTERS)
     words[W.CPU_BASE_NS] += end.cpu_ns
     words[W.EXITS_FINISHED + EXIT_REASONS.index(reason)] += 1
     # ORDER: off the board, then the keeper is told: a keeper that dies in between, and the next one, must find
@@ -156,6 +185,7 @@ def counters(board: Board) -> dict[str, dict[str, int]]:
 def start(config: QueueConfig, pool: PoolConfig, board: Board) -> RunningQueue:
     """Give *config* its place on the board and its policy."""
     slot = board.take_queue(config.name, config.url)
+    board.queues[slot].words[Q.SINCE_NS] = SYSTEM.boottime_ns()
     policy = PoolPolicy(
         size=config.workers,
         stop_timeout_s=pool.stop_timeout,

@@ -63,7 +63,7 @@ class Services:
     _released: deque[tuple[str, dict[str, str]]] = field(default_factory=lambda: deque(maxlen=RELEASED_MAX))
     _exporter: Child | None = None
     _exporter_s: float = 0.0
-    _ended: list[Child] = field(default_factory=list)  # feeders that were killed and not collected yet
+    _ended: list[Child] = field(default_factory=list)  # what was killed and is not collected yet
 
     def start(self) -> None:
         """Fork the keeper and the exporter. Raises OSError."""
@@ -77,11 +77,10 @@ class Services:
         for ended in [one for one in self._ended if one.collect() is not None]:
             ended.close()
             self._ended.remove(ended)
-        if self.keeper is not None and (end := self.keeper.collect()) is not None:
-            self.keeper.close()
+        if self.keeper is not None and (how := self._end_of_keeper(self.keeper)):
             self.keeper = None
             if self._orders >= 0:
-                log.warning("the keeper %s", end)
+                log.warning("the keeper %s", how)
                 self.end_orders()
         if self.keeper is None and is_keeper_wanted and now_s - self._keeper_s >= AGAIN_S:
             _spawn_again(self._spawn_keeper, "keeper")
@@ -123,8 +122,8 @@ class Services:
 
     @property
     def has_orders(self) -> bool:
-        """Whether the keeper lives and has not read all that it was told."""
-        return bool(self._unsent) and self.keeper is not None
+        """Whether the keeper lives and has not read all that it is to be told."""
+        return bool(self._unsent) and self.keeper is not None and self.is_told
 
     @property
     def is_told(self) -> bool:
@@ -135,7 +134,9 @@ class Services:
         """Have the keeper open *queue* and report it."""
         # Once it was open it is waited for, and never made: an empty mount point is not the queue.
         is_known = queue.opened is not None
-        self.order("add", queue, config=queue.config.model_dump_json(), slot=queue.slot, is_known=is_known)
+        # Plain values, not pydantic's own JSON: that has no word for the bytes of a path that are no text.
+        # See test_a_pool_shows_nothing_raw_and_no_secret_whatever_it_is_given.
+        self.order("add", queue, config=queue.config.model_dump(mode="json"), slot=queue.slot, is_known=is_known)
 
     def release(self, queue: RunningQueue, order: dict[str, str]) -> None:
         """Have the claims of a dead worker given back, by this keeper or the next."""
@@ -155,6 +156,18 @@ class Services:
         self._orders = self._reports = -1
         self._rest = b""
         self._unsent.clear()
+
+    def _end_of_keeper(self, keeper: Child) -> str:
+        """How it ended; "" while it lives."""
+        if (end := keeper.collect()) is not None:
+            keeper.close()
+            return str(end)
+        # Killed, or at its end, with a thread of it in the kernel: it keeps nothing any more, and is collected when the
+        # filesystem of that one queue answers. See test_a_keeper_that_dies_while_one_queue_hangs_is_replaced.
+        if (where := keeper.hangs_dead()) is not None:
+            self._ended.append(keeper)
+            return f"has ended, and hangs in the kernel with one of its queues ({where})"
+        return ""
 
     def _spawn_keeper(self) -> None:
         # What was said while no keeper lived: it is told again below, after the queue that it is about.

@@ -111,7 +111,9 @@ def sums(
     for queue, state in states:
         components = state.get("components")
         for label, component in components.items() if isinstance(components, Mapping) else ():
-            statistics = component.get("statistics") if isinstance(component, Mapping) else None
+            # As deep and as large as a worker would have said it: the file may be anybody's of this user, and a number
+            # that cannot be added would cost the master its knowledge that the worker has ended.
+            statistics = said(component.get("statistics")) if isinstance(component, Mapping) else None
             if isinstance(statistics, Mapping):
                 by_label = found.setdefault(queue, {})
                 by_label[label] = _added(by_label.get(label, {}), statistics)

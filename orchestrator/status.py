@@ -23,7 +23,9 @@ from orchestrator.reading import (
     age_s,
     count,
     printable,
+    unmeasured_s,
 )
+from orchestrator.usage import TICK_NS
 from workers.board import EXIT_REASONS, OUTCOMES, Board, Header, HeaderText, MasterState, Q, QueueText, W, WorkerState
 from workers.system import SYSTEM, System
 
@@ -47,7 +49,7 @@ def snapshot(board: Board, reader: BoardReader | None = None, system: System = S
         "master_pid": count(words[Header.MASTER_PID]),
         "state": _master_state(board),
         "started_at": started_s,
-        "uptime_s": age_s(system.wall_ns(), started_s * 1_000_000_000),
+        "uptime_s": age_s(now_ns, count(words[Header.MASTER_START]) * TICK_NS),
         "last_seen_age_s": age_s(now_ns, count(words[Header.LAST_SEEN_NS])),
         "listen": printable(board.header, HeaderText.LISTEN),
         "healthy": is_ok,
@@ -111,9 +113,11 @@ def _not_ready(board: Board, number: int, system: System) -> list[str]:
         found.append((state if state != "unknown" else "not opened yet") + (f": {reason}" if reason else ""))
     if words[Q.BACKED_OFF]:
         found.append("backed off: its workers died in a row without settling one message; the log says of what")
-    beat_ns, half_ns = words[Q.BEAT_NS], words[Q.HALF_TIMEOUT_NS]
+    beat_ns, half_ns, now_ns = words[Q.BEAT_NS], words[Q.HALF_TIMEOUT_NS], system.boottime_ns()
+    if state in ("ready", "unknown") and (silent_s := unmeasured_s(words, now_ns)):
+        found.append(f"not measured for {silent_s:.0f} s: its filesystem does not answer")
     if half_ns > 0:
-        age_ns = system.boottime_ns() - beat_ns
+        age_ns = now_ns - beat_ns
         if beat_ns <= 0:
             found.append("its lease was never beaten")
         elif age_ns >= half_ns:
@@ -137,11 +141,16 @@ def _queue_dict(queue: QueueReading) -> dict[str, object]:
         "depth": {**queue.depth, "ignored": queue.ignored},
         "oldest_age_s": queue.oldest_age_s,
         "measured_at": queue.measured_s,
+        "measured_age_s": queue.measured_age_s,
+        "unmeasured_s": queue.unmeasured_s,
         "measure_duration_s": queue.measure_duration_s,
+        "clock_offset_s": queue.clock_offset_s,
         "reaped": [{"kind": kind, "reason": why, "count": number} for (kind, why), number in queue.reaped.items()],
         "free_bytes": queue.free_bytes,
         "free_inodes": queue.free_inodes,
         "watch": queue.watch,
+        "filesystem": queue.filesystem,
+        "poll_interval_s": queue.poll_interval_s,
         "arrivals": queue.arrivals,
         "feeder": None if queue.feeder is None else dataclasses.asdict(queue.feeder),
         "last_done_at": max((worker.last_done_s for worker in queue.workers), default=0.0),

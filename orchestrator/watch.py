@@ -1,13 +1,14 @@
 """
-watch - see arrivals in a directory by inotify
+watch - see arrivals in a directory by inotify, and decide whether that is the way
 
 A feeder, or a worker without one, waits here for the next message. An event is a hint that there
 may be one, and nothing more: the watch is set before the directory is scanned, so an
 arrival between the scan and the wait is still in the kernel's queue.
 
 Not on a network filesystem, where arrivals from other hosts make no event, nor where
-the user's inotify limits are reached: there is no Watcher then and the caller polls.
-When the directory goes away the Watcher polls from then on, by itself.
+the user's inotify limits are reached: there is no Watcher then and the caller polls; nor
+where the queue's settings say so. When the directory goes away the Watcher polls from
+then on, by itself. A mount that covers it makes no event: who lists asks is_covered().
 
 Source: inotify(7); IN_MOVED_TO for a rename into the directory, IN_CREATE for a link.
 Files that are written in place are no arrivals: in incoming/ a message is complete.
@@ -27,8 +28,9 @@ try:
 except ImportError:  # not on Linux
     inotify_simple = None
 
+from workers.board import Q, QueueText, Slot
+from workers.queues.base import Claimable
 from workers.queues.names import shown
-from workers.system import SYSTEM, System
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,8 @@ class Watcher:
     def __init__(self, directory: str, inotify: inotify_simple.INotify) -> None:
         flags = inotify_simple.flags
         self.directory = directory
+        self._place = _place(directory)
+        inotify.add_watch(directory, _mask())
         self._inotify = inotify
         self._poller = select.poll()
         self._poller.register(inotify.fd, select.POLLIN)
@@ -49,9 +53,22 @@ class Watcher:
         self._gone = flags.IGNORED | flags.DELETE_SELF | flags.MOVE_SELF | flags.UNMOUNT
 
     @classmethod
-    def on(cls, directory: str, system: System = SYSTEM) -> Watcher | None:
-        """Watch *directory*, or None where polling is the only way; the log says why."""
-        return watching(directory, None, system)
+    def on(cls, directory: str, tree: re.Pattern[str] | None = None) -> Watcher | None:
+        """Watch *directory*, of a *tree* those in it that match; None where that cannot be, the log says why."""
+        where = shown(directory)
+        if inotify_simple is None:
+            log.info("inotify is not available: polling %s", where)
+            return None
+        inotify = None
+        try:
+            inotify = inotify_simple.INotify(nonblocking=True)
+            return Watcher(directory, inotify) if tree is None else TreeWatcher(directory, inotify, tree)
+        except OSError as error:
+            if inotify is not None:
+                inotify.close()
+            advice = _ADVICE.get(error.errno or 0, "")
+            log.warning("cannot watch %s by inotify: %s%s; polling", where, error.strerror or error, advice)
+            return None
 
     @property
     def is_polling(self) -> bool:
@@ -91,6 +108,14 @@ class Watcher:
         except BlockingIOError:
             return []
         return self._names(events) if self._is_whole(events) else None
+
+    def is_covered(self) -> bool:
+        """Whether another directory is at that path now, by a mount that came since; ends the watch. Raises OSError."""
+        if self._is_polling or _place(self.directory) == self._place:
+            return False
+        log.warning("something was mounted over %s: looking again how to see arrivals there", shown(self.directory))
+        self.close()
+        return True
 
     def _names(self, events: list[inotify_simple.Event]) -> list[str] | None:
         """The names that came; None when some may have come that no event tells of."""
@@ -164,27 +189,37 @@ class TreeWatcher(Watcher):
         return [f"{self._below[event.wd]}/{event.name}" for event in events if event.name and event.wd in self._below]
 
 
-def watching(directory: str, tree: re.Pattern[str] | None, system: System = SYSTEM) -> Watcher | None:
-    """Watch *directory*, of a *tree* those in it that match; None where polling is the only way, the log says why."""
-    where = shown(directory)
-    kind = system.network_filesystem(directory)
-    if kind is not None:
-        log.info("%s is on a network filesystem (%s), where inotify is silent: polling", where, kind)
-        return None
-    if inotify_simple is None:
-        log.info("inotify is not available: polling %s", where)
-        return None
-    inotify = None
-    try:
-        inotify = inotify_simple.INotify(nonblocking=True)
-        inotify.add_watch(directory, _mask())
-        return Watcher(directory, inotify) if tree is None else TreeWatcher(directory, inotify, tree)
-    except OSError as error:
-        if inotify is not None:
-            inotify.close()
-        advice = _ADVICE.get(error.errno or 0, "")
-        log.warning("cannot watch %s by inotify: %s%s; polling", where, error.strerror or error, advice)
-        return None
+def watching(queue: Claimable, slot: Slot) -> Watcher | None:
+    """
+    Watch what arrives in *queue* as its settings say; None where it is polled. The log and *slot* of the board say how.
+
+    Raises OSError when it cannot be told what filesystem that is.
+    """
+    directory, way = queue.watch_directory(), queue.settings.watch
+    kind = None if directory is None else queue.system.network_filesystem(directory)
+    at_most = f"every {queue.poll_interval_s:g} s at most"
+    watcher = None
+    if directory is None:
+        log.info("arrivals in %s make no event: polling %s", shown(queue.url), at_most)
+    elif way == "poll":
+        log.info("%s: polling %s, as its watch says", shown(queue.url), at_most)
+    elif way == "auto" and kind is not None:
+        text = "%s is on %s, where arrivals from other hosts make no event: polling %s"
+        log.info(text, shown(queue.url), kind, at_most)
+    else:
+        watcher = Watcher.on(directory, queue.source().tree)
+        if watcher is not None and kind is not None:
+            text = "%s is on %s and watched by inotify, as its watch says: what other hosts put is found %s"
+            log.info(text, shown(queue.url), kind, at_most)
+    slot.set_text(QueueText.FILESYSTEM, kind or "")
+    slot.words[Q.POLL_MS] = int(queue.poll_interval_s * 1e3)
+    slot.words[Q.WATCH] = 2 if watcher is None else 1
+    return watcher
+
+
+def _place(directory: str) -> tuple[int, int]:
+    found = os.stat(directory)
+    return found.st_dev, found.st_ino
 
 
 def _mask() -> int:

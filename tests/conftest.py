@@ -10,23 +10,37 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import SETTINGS, Rig, World
+from tests.rig import SETTINGS, Rig, World, close_what_is_left
 from workers.queues.spool import Spool
 
-MACHINE = re.compile(r"tests/(bench|process|tidy)/|mqueue|message_queue|test_receive")
+GROUPS = {
+    "mounts": re.compile(r"tests/mounts/"),
+    "machine": re.compile(r"tests/(process|tidy/test_(readme|deploy))|mqueue|message_queue|test_receive"),
+    "bench": re.compile(r"tests/bench/"),
+}
 
 
+@pytest.hookimpl(tryfirst=True)  # before the one of xdist, which reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """
-    Where tests run in several processes (pytest -n 2 --dist loadgroup), say which of them go together.
+    Where tests run in several processes (pytest -n 3 --dist loadgroup), say which of them go together.
 
-    Those that look at processes, ports, mounts and the kernel's queues are the machine's: one after the other. The
-    others only compute; a file of them shares what it has counted.
+    Those that look at processes, ports and the kernel's queues are the machine's: one after the other. Those that bring
+    filesystems up, in namespaces that nobody else sees, go beside them, one after the other too: a site of theirs is
+    made once for a file. The others only compute; a file of them shares what it has counted.
     """
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            group = "machine" if MACHINE.search(item.nodeid) else item.nodeid.partition("::")[0]
+            groups = (name for name, pattern in GROUPS.items() if pattern.search(item.nodeid))
+            group = next(groups, item.nodeid.partition("::")[0])
             item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(autouse=True)
+def _descriptors() -> Iterator[None]:
+    """A process of thousands of tests must not come to have thousands of descriptors."""
+    yield
+    close_what_is_left()
 
 
 @pytest.fixture(name="place")

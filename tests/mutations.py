@@ -122,7 +122,7 @@ MUTATIONS = (
     Mutation(
         "a-forwarded-message-stays",
         SPOOL,
-        "                    self.system.fsync_directory(target)\n",
+        "                    queue.system.fsync_directory(target)\n",
         "",
         "what was said to be forwarded is in the next queue after a power cut, and in no other",
         (f"{A_CUT}[forward-ordered]", f"{A_REAL_CUT}[loose]"),
@@ -305,9 +305,9 @@ MUTATIONS = (
         "board-then-mkdir",
         SPOOL,
         "            self._slot.set_text(WorkerText.OWNER, owner)\n            try:\n"
-        "                self.system.mkdir(os.path.join(self.directory.pending, owner), 0o777)\n"
+        "                self.system.mkdir(os.path.join(self.directory.pending, owner), 0o775)\n"
         "            except FileExistsError:\n                continue\n            break\n",
-        "            try:\n                self.system.mkdir(os.path.join(self.directory.pending, owner), 0o777)\n"
+        "            try:\n                self.system.mkdir(os.path.join(self.directory.pending, owner), 0o775)\n"
         "            except FileExistsError:\n                continue\n"
         "            self._slot.set_text(WorkerText.OWNER, owner)\n            break\n",
         "a keeper never takes a live worker of its own for dead",
@@ -415,7 +415,9 @@ MUTATIONS = (
     Mutation(
         "removed-while-open-stays",
         KEEP,
-        '            if file.startswith(".nfs"):\n                continue\n            self._beat_when_due()',
+        "            if file.startswith(names.STILL_OPEN):\n"
+        "                continue\n"
+        "            self._beat_when_due()",
         "            self._beat_when_due()",
         "a finished message that somebody has open is not brought back",
         (f"{IN_SURVIVORS}test_what_was_removed_while_somebody_had_it_open_is_left_in_its_place",),
@@ -432,18 +434,20 @@ MUTATIONS = (
         "due-is-counted-before-it-is-seen",
         KEEP,
         "            self._slot.words[Q.DUE_MOVES] += 1\n"
-        "            if self._directory.move(os.path.join(self._directory.deferred, file),"
-        " self._directory.incoming, fresh):\n",
-        "            if self._directory.move(os.path.join(self._directory.deferred, file),"
-        " self._directory.incoming, fresh):\n"
-        "                self._slot.words[Q.DUE_MOVES] += 1\n",
+        "            path = os.path.join(self._directory.deferred, file)\n"
+        "            with self._unless_stuck(path):\n"
+        "                if self._directory.move(path, self._directory.incoming, fresh):\n",
+        "            path = os.path.join(self._directory.deferred, file)\n"
+        "            with self._unless_stuck(path):\n"
+        "                if self._directory.move(path, self._directory.incoming, fresh):\n"
+        "                    self._slot.words[Q.DUE_MOVES] += 1\n",
         "--until-empty leaves no message behind",
         (f"{IN_KEEP}test_what_is_due_moves_under_a_fresh_token_and_is_counted_before_it_can_be_seen",),
     ),
     Mutation(
         "only-our-own-shape-is-deleted",
         KEEP,
-        'if (names.is_unpublished(file) or file.startswith(".probe.")) and not self._system.is_directory(path):',
+        "if not is_message and not self._system.is_directory(path):",
         "if not self._system.is_directory(path):",
         "another program's file in tmp/ may be the only copy, and is kept",
         (
@@ -464,7 +468,7 @@ MUTATIONS = (
         "ddmq-record-before-the-claim",
         DDMQ,
         "See test_a_worker_killed_at_any_call_of_a_claim_loses_nothing.\n"
-        "        self.system.pwrite(self._hand, claim_line(waiting, expiry, lasts_s), 0)\n",
+        "        self.system.pwrite(self._hand, claim_line(waiting, expiry, lasts_s, fraction), 0)\n",
         "See test_a_worker_killed_at_any_call_of_a_claim_loses_nothing.\n",
         "what a killed worker had in hand is found at once",
         (f"{IN_DDMQ}test_a_worker_killed_at_any_call_of_a_claim_loses_nothing",),

@@ -28,7 +28,7 @@ from workers.queues import names
 from workers.queues.base import Consumer, Keeper, Kept, Settings
 from workers.queues.spool import Spool
 from workers.queues.spool_keep import SpoolKeeper
-from workers.system import System
+from workers.system import SYSTEM, System
 
 TRACED = (
     "rename", "link", "unlink", "mkdir", "rmdir", "listdir", "open", "close", "read", "write", "fstat", "lstat",
@@ -40,11 +40,32 @@ LOOKS = 5  # ceil(4 / 1) + 1
 Hook = Callable[[str, tuple[Any, ...]], None]
 
 
-class World:
-    """The clock, and who is alive. *place* is a directory on the filesystem under test."""
+_opened: dict[int, tuple[int, int]] = {}  # by any FakeSystem: the descriptor, and which file that is
 
-    def __init__(self, place: Path) -> None:
+
+def note_opened(fd: int) -> None:
+    """Let close_what_is_left() close *fd*."""
+    found = os.fstat(fd)
+    _opened[fd] = found.st_dev, found.st_ino
+
+
+def close_what_is_left() -> None:
+    """Close what was open in processes that only a test knew. (A number may be another's by now, closed past us.)"""
+    while _opened:
+        fd, identity = _opened.popitem()
+        with suppress(OSError):
+            found = os.fstat(fd)
+            if (found.st_dev, found.st_ino) == identity:
+                os.close(fd)
+
+
+class World:
+    """The clock, and who is alive. *place* is a directory on the filesystem under test, *door* the way to it."""
+
+    def __init__(self, place: Path, door: System = SYSTEM) -> None:
+        self.door = door
         self.moved_ns = 0
+        self.stepped_ns = 0  # of these by setting the clock
         self.dead: set[int] = set()
         self.hidden: set[int] = set()  # pids of which nobody can say whether they live
         self.ended_sessions: list[int] = []
@@ -58,6 +79,11 @@ class World:
             pass
         self._moves.append((now_ns, int(seconds * 1e9)))
         self.moved_ns += int(seconds * 1e9)
+
+    def step(self, seconds: float) -> None:
+        """Set the clock of host and filesystem, forward or back; CLOCK_BOOTTIME does not see it."""
+        self.advance(seconds)
+        self.stepped_ns += int(seconds * 1e9)
 
     def _touch(self) -> int:
         self._probe.touch()
@@ -93,7 +119,9 @@ class FakeSystem(System):
         self._is_reply_lost = False
         self.failed: str | None = None  # the call that was failed
         for name in TRACED:
-            setattr(self, name, self._traced(name, getattr(System, name)))
+            setattr(self, name, self._traced(name, getattr(world.door, name)))
+        for name in ("stat", "rename_exchange", "is_anchored"):
+            setattr(self, name, getattr(world.door, name))
 
     def fail(self, nth: int, code: int, *, is_reply_lost: bool = False) -> None:
         """Fail the *nth* call from now with *code*; with *is_reply_lost* it is done all the same."""
@@ -119,7 +147,11 @@ class FakeSystem(System):
             if is_failing and not (self._is_reply_lost or name == "close"):
                 self._raise(name, arguments)
             found = real(*(self._told(arguments) if name == "utime" else arguments), **more)
-            if name in ("fstat", "lstat"):
+            if name in ("open", "memory_file"):
+                note_opened(found)
+            elif name == "close":
+                _opened.pop(arguments[0], None)
+            elif name in ("fstat", "lstat"):
                 found = self.world.shown(found)
             if is_failing:
                 if name == "open":
@@ -137,7 +169,7 @@ class FakeSystem(System):
         raise OSError(self._fail_with, os.strerror(self._fail_with), *where)
 
     def boottime_ns(self) -> int:  # type: ignore[override]
-        return 1_000_000_000_000 + self.world.moved_ns
+        return 1_000_000_000_000 + self.world.moved_ns - self.world.stepped_ns
 
     def wall_ns(self) -> int:  # type: ignore[override]
         return time.time_ns() + self.world.moved_ns
@@ -301,6 +333,21 @@ class Rig:
                     if not (state == "errors" and file.endswith(".meta")):
                         found.setdefault(state, []).append((Path(base) / file).read_bytes())
         return {state: sorted(bodies) for state, bodies in found.items()}
+
+
+def lose_ctimes(system: FakeSystem) -> None:
+    """Let every file's ctime be its mtime, as on sshfs: a rename keeps it, and anybody may set it."""
+
+    def without(real: Callable[[Any], os.stat_result]) -> Callable[[Any], os.stat_result]:
+        def call(what: Any) -> os.stat_result:
+            found = real(what)
+            times = {"st_mtime_ns": found.st_mtime_ns, "st_ctime_ns": found.st_mtime_ns}
+            return os.stat_result(tuple(found)[:10], {**times, "st_mtime": found.st_mtime, "st_ctime": found.st_mtime})
+
+        return call
+
+    for name in ("lstat", "fstat"):
+        setattr(system, name, without(getattr(system, name)))
 
 
 def _listing(path: Path) -> list[str]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.rig import SETTINGS, FakeSystem, World, rounds
+from tests.rig import SETTINGS, FakeSystem, World, note_opened, rounds
 from workers.board import Board, WorkerText
 from workers.message import Claim
 from workers.posix_mq import Mq
@@ -152,7 +152,9 @@ class MqueuePool:
 
     def opened(self, system: FakeSystem) -> Mqueue:
         """The queue, opened once more."""
-        return Mqueue(self.name, self.settings, system=system, host="one", shared=str(self.shared))
+        queue = Mqueue(self.name, self.settings, system=system, host="one", shared=str(self.shared))
+        note_opened(queue._mq.fd)
+        return queue
 
     def _consumer(self, index: int) -> Consumer:
         slot = self.board.take_worker(self.queue_slot, index)

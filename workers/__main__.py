@@ -9,6 +9,9 @@ Forks a keeper for the lease, the retries and the reaping, and ends it at exit.
 INT: finish the message in hand, then leave. TERM: the same, for at most
 --term-timeout seconds, then the message goes back uncounted. No metrics, no
 respawn: that is what orchestrator run is for.
+
+Like every python -m it imports from the current directory before anything else: where others
+may write into that, start it as python -P -m workers.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from workers.handler import Handler, resolve
 from workers.handlers.command import Command
 from workers.keeper import attach_alone
 from workers.queues.base import Settings
+from workers.queues.names import shown
 from workers.queues.open import open_queue
 from workers.waiting import Leaving, waiting_at
 from workers.worker import Worker
@@ -68,10 +72,25 @@ def _handler(arguments: argparse.Namespace) -> Handler:
     return Command(arguments.command, shell=arguments.shell) if arguments.command else resolve(arguments.handler)
 
 
+class _Lines(logging.Formatter):
+    """One line a record, a traceback indented: no text in it can forge another line, or drive a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        """Word *record* on one line."""
+        return shown(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Word *record*, and its traceback below."""
+        line, *trace = super().format(record).splitlines()
+        return "\n".join([line, *(f"    {shown(part)}" for part in trace)])
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run; 0 when asked to leave or empty, 1 when the queue or the handler cannot be used."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(levelname)s %(message)s", stream=sys.stderr)
+    lines = logging.StreamHandler()
+    lines.setFormatter(_Lines("%(levelname)s %(message)s"))
+    logging.basicConfig(level=arguments.log_level.upper(), handlers=[lines])
     settings = Settings(order=arguments.order, max_attempts=arguments.max_attempts, create=arguments.create)
     try:
         handler = _handler(arguments)
@@ -79,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         queue = open_queue(arguments.url, settings=settings, host=arguments.host, is_for_events=is_for_events)
         consumer = attach_alone(queue)
     except OrchestratorError as error:
-        sys.stderr.write(f"workers: {error}\n")
+        sys.stderr.write(f"workers: {shown(str(error))}\n")
         return 1
     leaving = Leaving()
     words = consumer.board.worker(consumer.worker_slot).words
@@ -103,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         worker.run()
     except OrchestratorError as error:
-        sys.stderr.write(f"workers: {error}\n")
+        sys.stderr.write(f"workers: {shown(str(error))}\n")
         return 1
     finally:
         queue.close()

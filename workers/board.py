@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from bisect import bisect_left
 from enum import IntEnum, auto
 from pathlib import Path
@@ -46,6 +47,8 @@ DURATION_NS_MAX = int(1e18)  # 30 years; a forged time in a name or an mtime may
 BUCKETS_NS = tuple(int(bound * 1e9) for bound in BUCKETS_S)
 SUM = len(BUCKETS_NS) + 1  # of a histogram's words: the buckets, +Inf, the sum
 WORD_MAX = (1 << 63) - 1
+COUNT_MAX = 1 << 62  # no counter comes that far
+PID_MAX = (1 << 31) - 1  # of the kernel's pid_t
 
 
 class Header(IntEnum):
@@ -120,7 +123,12 @@ class Q(IntEnum):
     PEERS = auto()  # masters with a live lease, ours included
     RANK = auto()  # the place of ours among them, in the order of their names
     FEEDER_PID = auto()  # (master)
-    COUNTED = auto()  # of a protocol that counts beside its queue: how many have counts; 0: none need be looked for
+    COUNTED = auto()  # of a protocol that counts beside its queue: 0: no counts need be looked for
+    POLL_MS = auto()  # (as WATCH) the longest pause between two looks while nothing comes
+    MEASURED_NS = auto()  # CLOCK_BOOTTIME, where MEASURED_MS is a wall clock's
+    SINCE_NS = auto()  # (master) CLOCK_BOOTTIME; the pool has this queue since then
+    NO_CTIMES = auto()  # 1: the queue's filesystem has none
+    CLOCK_NS = auto()  # the clock of the queue's filesystem, unix nanoseconds, less CLOCK_BOOTTIME; 0: not read yet
 
 
 class QueueState(IntEnum):
@@ -138,6 +146,7 @@ class QueueText(IntEnum):
     NAME = 0
     URL = 1
     REASON = 2
+    FILESYSTEM = 3  # (as WATCH) the network filesystem that holds it, empty: a local one
 
 
 class W(IntEnum):
@@ -209,6 +218,11 @@ class BoardError(OrchestratorError):
     """The file is no board, or of another version."""
 
 
+def process(word: int) -> int:
+    """The process or group that a word names, 0 for what can be none: to kill 1 or less may be to kill everybody."""
+    return word if 1 < word <= PID_MAX else 0
+
+
 class Slot:
     """A row of words and texts. ``slot.words[W.CLAIMS] += 1`` by its one writer; anybody may read."""
 
@@ -228,7 +242,7 @@ class Slot:
         odd = words[sequence] | 1
         words[sequence] = odd
         self._texts[start : start + 1 + len(raw)] = bytes((len(raw),)) + raw
-        words[sequence] = odd + 1
+        words[sequence] = odd + 1 if odd < WORD_MAX else 0
 
     def text(self, which: int) -> str | None:
         """Read a text; None when its writer is in the middle of it (or died there)."""
@@ -241,6 +255,12 @@ class Slot:
                 return os.fsdecode(raw)
         return None
 
+    def mend(self, words: tuple[int, ...]) -> None:
+        """Let counters begin anew that hold what no count can be, for to add to them fails. Their one writer only."""
+        for word in words:
+            if not 0 <= self.words[word] <= COUNT_MAX:
+                self.words[word] = 0
+
     def clear(self, words: range | tuple[int, ...], texts: tuple[int, ...] = ()) -> None:
         """Zero *words* and empty *texts*: the master for a dead worker, whose place as writer it takes."""
         for which in texts:
@@ -248,6 +268,14 @@ class Slot:
         for word in words:
             self.words[word] = 0
 
+
+# What is mended by whoever takes them over: a queue's by its keeper, a worker's by the worker and by the master.
+QUEUE_COUNTERS = (
+    Q.LAPSES, Q.DUE_MOVES, Q.REAPED_OWNER_DEAD, Q.REAPED_LEASE_LOST, Q.REAPED_TOO_OLD, Q.REAPED_CRASH_LIMIT,
+    Q.REAPED_TEMPORARY, Q.BEATS_FAILED,
+)  # fmt: skip
+WORKER_COUNTERS = (*range(W.CLAIMS, W.INPUT_GONE + 1), *range(W.PROCESSING, W.WAITING + SUM + 1))
+MASTER_COUNTERS = tuple(range(W.CPU_BASE_NS, W.EXITS_ERROR + 1))
 
 # What the master zeroes when a worker is dead. The owner goes before the keeper is told of the death.
 PROCESS_WORDS = (
@@ -269,14 +297,15 @@ class Board:
 
     @classmethod
     def create(cls, path: Path | None = None) -> Board:
-        """Make an empty board at *path* (0600, replacing a dead master's), or in anonymous shared memory."""
+        """Make an empty board at *path* (0400, replacing a dead master's), or in anonymous shared memory."""
         if path is None:
             board = cls(mmap.mmap(-1, SIZE))
         else:
             # A fresh inode: whoever still maps the dead master's board must not write into ours.
             fresh = path.with_name(path.name + ".new")
             fresh.unlink(missing_ok=True)
-            fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            # To read alone: its writers have it from the master, and who cut it short would end them all by SIGBUS.
+            fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
             try:
                 # All of it now: a hole would end the master by SIGBUS when the filesystem is full later.
                 os.posix_fallocate(fd, 0, SIZE)
@@ -297,10 +326,20 @@ class Board:
     @classmethod
     def open(cls, path: Path) -> Board:
         """Map a board to look at. Raises BoardError for what is none, FileNotFoundError."""
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size != SIZE:
-                raise BoardError(f"{path} is no board of this version (it is not {SIZE} bytes long)")
-            board = cls(mmap.mmap(file.fileno(), SIZE, prot=mmap.PROT_READ))
+        try:
+            # Root looks at the boards of other users too. O_NONBLOCK: a fifo put there must not hold us up.
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise BoardError(f"cannot read the board {path}: {error.strerror}") from error
+        try:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode) or info.st_size != SIZE:
+                raise BoardError(f"{path} is no board of this version (it is no file of {SIZE} bytes)")
+            board = cls(mmap.mmap(fd, SIZE, prot=mmap.PROT_READ))
+        finally:
+            os.close(fd)
         if board.header.words[Header.MAGIC] != MAGIC or board.header.words[Header.VERSION] != VERSION:
             raise BoardError(f"{path} is no board of this version")
         return board
@@ -322,7 +361,7 @@ class Board:
         found = []
         for number in range(WORKERS_MAX):
             words = self.worker(number).words
-            if not words[W.USED]:
+            if words[W.USED] != 1:  # what is neither 0 nor 1 is damage
                 break
             if queue is None or words[W.QUEUE] == queue:
                 found.append(number)
@@ -343,6 +382,11 @@ class Board:
                 slot.words[Q.USED] = 1
                 return number
         raise BoardError(f"a board has {QUEUES_MAX} queue slots; split the configuration into two pools")
+
+    def queue_of(self, worker: int) -> Slot | None:
+        """The queue slot of worker slot *worker*; None where the board is damaged."""
+        number = self.worker(worker).words[W.QUEUE]
+        return self.queues[number] if 0 <= number < QUEUES_MAX else None
 
     def url_of(self, name: str) -> str | None:
         """Where the queue *name* is now; None for no such queue, and for a URL too long for the board."""
@@ -365,7 +409,7 @@ class Board:
         """Give worker *index* of *queue* a slot, the one it had before if any. Master only."""
         for number in range(WORKERS_MAX):
             words = self.worker(number).words
-            if not words[W.USED]:
+            if words[W.USED] != 1:
                 words[W.QUEUE], words[W.INDEX], words[W.USED] = queue, index, 1
                 return number
             if words[W.QUEUE] == queue and words[W.INDEX] == index:

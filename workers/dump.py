@@ -2,11 +2,14 @@
 dump - any object as JSON can say it, for a person who looks for what is wrong
 
 A callable is CALLBACK(Class:name); whatever else JSON has no word for is its repr, and a text that is very long is cut.
-See also: components.Daemon.get_state.
+read() is for what somebody else may have written: it can always be said again.
+See also: components.Daemon.get_state; saved and queues.spool_look, which read.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 
 TEXT_SIZE_MAX = 4096  # characters of one text
@@ -31,6 +34,20 @@ def said(value: object, above: tuple[int, ...] = ()) -> object:
         return value if value is None or is_number else _text(value)
     except Exception:  # noqa: BLE001 - the value is a component's, and so are its methods
         return f"<{type(value).__name__}>"
+
+
+def read(data: bytes) -> object:
+    """
+    Answer what the JSON *data* says. Raises ValueError, RecursionError.
+
+    What Python reads and JSON has not, NaN and numbers beyond all floats, stays text.
+    """
+    return json.loads(data, parse_constant=str, parse_float=_finite)
+
+
+def _finite(text: str) -> float | str:
+    number = float(text)
+    return number if math.isfinite(number) else text
 
 
 def _text(value: object) -> str:

@@ -5,7 +5,8 @@ A handler is ``handle(message) -> Outcome | None``. resolve() finds it by
 "package.module:name"; call() runs it for one message and answers what became of it.
 
 The current directory is appended to the import path, never put in front: a file that
-lies there cannot stand in for a module of the standard library.
+lies there cannot stand in for a module of the standard library. One into which everybody
+may write (/tmp) is left out, for whoever writes a module there would run as this user.
 
 A handler may also be driven by events (EventDriven): then the worker serves it between messages, and it knows the
 queues around it (Services).
@@ -21,6 +22,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import json
 import math
 import os
 import sys
@@ -31,6 +33,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
+from workers.dump import said
 from workers.errors import HandlerError
 from workers.handlers.command import CommandFailed
 from workers.message import Done, Forward, Message, Outcome, Reject, Retry
@@ -43,6 +46,7 @@ Handler = Callable[[Message], Outcome | None]
 CANCELLED = Done()  # this very value: done, and not handed on to the output
 
 FAILURE_BYTES_MAX = 16384
+META_SIZE_MAX = 1 << 18  # of its JSON; a .meta that is much longer would not be read
 SUMMARY_SIZE_MAX = 300  # characters
 
 
@@ -174,6 +178,8 @@ def call(handler: Handler, message: Message) -> Called:
         return DONE
     if (wrong := _wrong(outcome)) is not None:
         return Called(None, f"{wrong}.\n", _one_line(wrong))
+    if isinstance(outcome, Reject) and (reason := _tail(outcome.reason)) != outcome.reason:
+        outcome = Reject(reason)  # cut as a traceback is: a .meta that is too long is not read
     return Called(outcome, None, _summary(outcome))
 
 
@@ -194,13 +200,25 @@ def _split(spec: str) -> tuple[str, str]:
 
 
 def _append_current_directory() -> None:
-    try:
-        directory = os.getcwd()
-    except FileNotFoundError:  # it was removed; then there is nothing in it to import
-        return
+    directory = _current_directory()
     # "" is how an interactive Python spells the current directory.
-    if directory not in sys.path and "" not in sys.path:
+    if directory and directory not in sys.path and "" not in sys.path and not _is_everybodys(directory):
         sys.path.append(directory)
+
+
+def _current_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed; then there is nothing in it to import
+        return ""
+
+
+def _is_everybodys(directory: str) -> bool:
+    try:
+        is_read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
+        return bool(os.stat(directory).st_mode & 0o002) and not is_read_only
+    except OSError:
+        return False
 
 
 def _import(spec: str, module_name: str) -> ModuleType:
@@ -214,6 +232,9 @@ def _import(spec: str, module_name: str) -> ModuleType:
                 f"{sys.executable}"
             ) from error
         looked = ", ".join(place or "the current directory" for place in sys.path)
+        here = _current_directory()
+        if here and here not in sys.path and _is_everybodys(here):
+            looked += ", and not in the current directory, for everybody may write into it (chmod o-w)"
         raise HandlerError(
             f"handler {spec!r}: there is no module {missing}; looked in {looked}. "
             "Start in the directory that holds it, install it, or name the directory in PYTHONPATH"
@@ -264,7 +285,11 @@ def _failed(error: BaseException) -> Called:
         text = "".join(traceback.format_exception(type(error), error, start))
     except Exception:  # noqa: BLE001 - an exception that cannot be formatted (its own __str__, no memory) is still a failure
         text = f"{summary} (its traceback could not be written)\n"
-    return Called(None, _tail(text), summary, dict(meta) if isinstance(meta, dict) else {})
+    # An attribute of anybody's exception: what JSON has no word for would cost the worker its life.
+    kept = said(meta) if isinstance(meta, dict) else {}
+    if len(json.dumps(kept)) > META_SIZE_MAX:
+        kept = {"left_out": "what the exception had in meta is too long"}
+    return Called(None, _tail(text), summary, kept if isinstance(kept, dict) else {})
 
 
 def _tail(text: str) -> str:

@@ -23,11 +23,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workers.board import PROCESS_WORDS, Board, Header, Q, QueueState, QueueText, W, WorkerState, WorkerText
-from workers.errors import NotSupported, OrchestratorError, QueueUnavailable
+from workers.board import PROCESS_WORDS, Board, Header, Q, QueueState, QueueText, W, WorkerState, WorkerText, process
+from workers.errors import NotSupported, OrchestratorError, QueueRefused, QueueUnavailable
 from workers.queues import names
 from workers.queues.base import Cause, Claimable, Consumer, Queue
 from workers.system import SYSTEM, System
+from workers.trust import risks
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class QueueKeeper:
         self._measured_ns = 0
         self._measure_took_ns = 0
         self._tick_s = 1.0
+        self._busy_ns = system.boottime_ns()
         self._pending: list[Release] = []
         self._troubles: dict[str, str] = {}  # what was said of each thing that goes wrong, so it is said once
 
@@ -79,12 +81,21 @@ class QueueKeeper:
         queue = self._open_it()
         if not isinstance(queue, Claimable):
             raise NotSupported(f"a {queue.protocol} queue cannot be claimed from")
+        self._look_at_risks(queue)
         keeper = queue.keeper(self._consumer)
         keeper.open()
         self._tick_s = keeper.tick_s
         self._queue = queue
         self.round()
         self._say(QueueState.READY, "")
+
+    def _look_at_risks(self, queue: Claimable) -> None:
+        """Say who else may write where the queue lies. Raises QueueRefused where everybody may do everything."""
+        for risk in risks(queue.places()):
+            if risk.is_refused:
+                raise QueueRefused(f"{queue.url} is refused: {risk}")
+            if self._is_news(f"risk {risk.path}", risk.text):
+                log.warning("%s: %s", queue.url, risk)
 
     def _say(self, state: QueueState, reason: str) -> None:
         self._slot.set_text(QueueText.REASON, reason)
@@ -122,9 +133,8 @@ class QueueKeeper:
                 self.round()
                 round_ns = self._system.boottime_ns()  # after it: a slow round must not keep the orders waiting
                 continue
-            try:
-                order = self.orders.get(timeout=left_s)
-            except handover.Empty:
+            order = self._next(left_s)
+            if order is None:
                 continue
             if isinstance(order, Leave):
                 break
@@ -134,6 +144,20 @@ class QueueKeeper:
             if isinstance(order, Measure):
                 self.measure()
         self.leave()
+
+    def busy_s(self) -> float:
+        """For how long it has been at what it does; 0.0 while it waits for orders. Any thread may ask."""
+        return (self._system.boottime_ns() - self._busy_ns) / 1e9 if self._busy_ns else 0.0
+
+    def _next(self, timeout_s: float) -> Order | None:
+        """The next order, waited for at most *timeout_s*."""
+        self._busy_ns = 0
+        try:
+            return self.orders.get(timeout=timeout_s)
+        except handover.Empty:
+            return None
+        finally:
+            self._busy_ns = self._system.boottime_ns()
 
     def _is_news(self, what: str, reason: str) -> bool:
         """Whether *what* goes wrong for another *reason* than when this was asked last; "" for not any more."""
@@ -152,10 +176,7 @@ class QueueKeeper:
 
     def _wait_for_orders(self) -> bool:
         """A second's wait before the queue is tried again; False when told to leave. Releases are kept for later."""
-        try:
-            order = self.orders.get(timeout=1.0)
-        except handover.Empty:
-            return True
+        order = self._next(1.0)
         if isinstance(order, Release):
             self._pending.append(order)
         return not isinstance(order, Leave)
@@ -229,7 +250,7 @@ class QueueKeeper:
         words[Q.OLDEST_ERRORS_MS] = int(depth.oldest_s.get("errors", 0) * 1000)
         words[Q.FREE_BYTES] = min(space.f_bavail * space.f_frsize, (1 << 63) - 1)
         words[Q.FREE_INODES] = min(space.f_favail, (1 << 63) - 1)
-        self._measured_ns = self._system.boottime_ns()
+        self._measured_ns = words[Q.MEASURED_NS] = self._system.boottime_ns()
         self._measure_took_ns = self._measured_ns - start_ns
         words[Q.MEASURE_NS] = self._measure_took_ns
         words[Q.MEASURED_MS] = self._system.wall_ns() // 1_000_000
@@ -323,15 +344,22 @@ def _keep_alone(keeper: QueueKeeper, consumer: Consumer, writer: int, parent: in
 
 def _release_dead_parent(keeper: QueueKeeper, consumer: Consumer) -> None:
     slot = consumer.board.worker(consumer.worker_slot)
-    if slot.words[W.CHILD_GROUP]:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(slot.words[W.CHILD_GROUP], signal.SIGKILL)
+    _kill_group(process(slot.words[W.CHILD_GROUP]))
     owner = slot.text(WorkerText.OWNER)
     is_asked = slot.words[W.STATE] == WorkerState.STOPPING
     slot.clear(PROCESS_WORDS, (WorkerText.OWNER, WorkerText.MESSAGE))
     if owner:
         keeper.orders.put(Release(owner, "stopped" if is_asked else "died", "a worker without a master"))
     keeper.leave()
+
+
+def _kill_group(group: int) -> None:
+    """SIGKILL a program's group, or what its dead leader has left of it; never one of another session."""
+    with contextlib.suppress(ProcessLookupError):
+        if not group or os.getsid(group) != os.getsid(0):
+            return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
 
 
 def _end_keeper(pid: int) -> None:

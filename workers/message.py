@@ -7,12 +7,14 @@ Outcomes are values: Done, Retry, Reject, Forward.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from workers.queues import names
+from workers.system import READ_MAX
 
 READ_SIZE = 65536  # a larger buffer costs ten times as much to allocate as a small message to read
 
@@ -103,9 +105,11 @@ class Message:
 
     @property
     def body(self) -> bytes:
-        """The whole content. Raises OSError when the file cannot be read any more."""
+        """The whole content. Raises OSError when the file cannot be read any more, EFBIG for more than READ_MAX."""
         if self._body is None:
             claim = self.claim
+            if claim.size > READ_MAX:
+                raise _too_large(claim, claim.size)
             self._body = _read_all(claim) if claim.fd >= 0 else Path(claim.path).read_bytes()
         return self._body
 
@@ -120,7 +124,14 @@ def _read_all(claim: Claim) -> bytes:
     while part := os.pread(claim.fd, 1 << 20, offset):
         parts.append(part)
         offset += len(part)
+        if offset > READ_MAX:  # its producer may have it open, and write on
+            raise _too_large(claim, offset)
     return b"".join(parts)
+
+
+def _too_large(claim: Claim, size: int) -> OSError:
+    text = f"has {size} bytes: read the file bit by bit, or set max_message_size"
+    return OSError(errno.EFBIG, text, claim.path)
 
 
 @dataclass(frozen=True, slots=True)

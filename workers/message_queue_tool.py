@@ -5,7 +5,7 @@ message_queue_tool - create, read and write a POSIX message queue from a shell
     echo hello | python -m workers.message_queue --write /jobs
 
 Each of them makes the queue where it is missing. A message is a line, of any bytes, and of
-none but its own: \\r stays. With --null it ends in a null byte.
+none but its own: \\r stays. With --null it ends in a null byte. On a terminal what could drive it is escaped.
 
 --read receives one only when the output has room, and writes it before it takes the next:
 a kill while it waits, for a message or for its reader, loses none (into a pipe: none that fits
@@ -45,7 +45,7 @@ from workers.message_queue import (
     TimedOutError,
 )
 from workers.posix_mq import PRIORITY_MAX, Access, limits
-from workers.queues.names import shown
+from workers.queues.names import shown, shown_lines
 
 MESSAGES, SIZE = 10, 8096  # as the tool of baseplate has it
 STDIN, STDOUT = 0, 1
@@ -130,6 +130,11 @@ class Output:
     def __init__(self, signals: Signals) -> None:
         self._signals = signals
         self.fds = signals.fds
+        self._is_terminal = os.isatty(STDOUT)
+
+    def fit(self, message: bytes) -> bytes:
+        """*message* as it is, or so that it cannot drive a terminal."""
+        return shown_lines(message) if self._is_terminal else message
 
     def check(self) -> None:
         """Wait until there is room. Raises Leave, or MessageQueueError when nobody will read."""
@@ -169,7 +174,7 @@ def read(options: Options) -> int:
             try:
                 # ORDER: written, then the next is received: a kill would lose what lies in a buffer.
                 # See test_B1_what_was_received_is_written_when_the_reader_is_killed.
-                output.write(message + options.separator)
+                output.write(output.fit(message) + options.separator)
             except OSError as error:
                 raise MessageQueueError(_put_back(queue, message, error)) from error
     return 0

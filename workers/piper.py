@@ -469,7 +469,8 @@ def component_of(use: str, keywords: Mapping[str, object]) -> ZenDaemonComponent
     try:
         component = found(**keywords)
     except Exception as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in keywords.items())
+        # Only what the arguments are called: their values may be secrets, and this comes into the log.
+        given = ", ".join(keywords)
         raise HandlerError(
             f"component {use!r} cannot be made with ({given}): {type(error).__name__}: {error}"
         ) from error

@@ -7,7 +7,8 @@ clock, or make every call a scheduling point.
 
 Long because: each call is a few lines, and a test replaces them in one place.
 Source: proc(5) for liveness (pid alone is not enough, it is used again; the start
-time tells two processes apart), statfs(2) for the kind of a filesystem.
+time tells two processes apart), statfs(2) and linux/magic.h for the kind of a filesystem, mountinfo of proc(5)
+for what FUSE serves.
 """
 
 from __future__ import annotations
@@ -33,27 +34,49 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from workers.posix_mq import Access, Attributes, Mq
 
+# By the number that statfs(2) gives. On a local one this kernel alone makes changes, and answers for them.
+LOCAL_FILESYSTEMS = frozenset({
+    0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0x794C7630,  # ext2 to 4, xfs, btrfs, tmpfs, overlay
+    0x858458F6, 0xF2F52010, 0x2FC12FC1, 0xCA451A4E, 0x3153464A,  # ramfs, f2fs, zfs, bcachefs, jfs
+    0x52654973, 0x52345362, 0x3434, 0x24051905, 0x72B6,  # reiserfs, reiser4, nilfs, ubifs, jffs2
+    0x7366746E, 0x5346544E, 0x15013346,  # ntfs (two), udf. Not fat and exfat, which have no ctime
+})  # fmt: skip
+# Others make changes too. Only a name for the log: whatever is not local counts as one of these.
 NETWORK_FILESYSTEMS = {
     0x6969: "nfs", 0x517B: "smb", 0xFF534D42: "cifs", 0xFE534D42: "smb2", 0x65735546: "fuse", 0x0BD00BD0: "lustre",
-    0x47504653: "gpfs", 0x00C36400: "ceph", 0x01021997: "9p", 0x5346414F: "afs", 0x73757245: "coda",
-    0x7461636F: "ocfs2", 0x01161970: "gfs2", 0x19830326: "beegfs", 0xAAD7AAEA: "panfs", 0x7C7C6673: "prl_fs",
+    0x47504653: "gpfs", 0x00C36400: "ceph", 0x01021997: "9p", 0x5346414F: "afs", 0x6B414653: "afs", 0x73757245: "coda",
+    0x7461636F: "ocfs2", 0x01161970: "gfs2", 0x19830326: "beegfs", 0x20030528: "orangefs", 0xAAD7AAEA: "panfs",
+    0xBEEFDEAD: "snfs", 0x013111A8: "ibrix", 0x61636673: "acfs", 0xA501FCF5: "vxfs", 0x564C: "ncp",
+    0x4D44: "fat", 0x2011BAB0: "exfat", 0x786F4256: "vboxsf",
+    0xBACBACBC: "vmhgfs", 0x7C7C6673: "prl_fs", 0x00C0FFEE: "hostfs",
 }  # fmt: skip
+FUSE = 0x65735546
 AT_FDCWD = -100
+LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC  # how a directory is opened
 # ext4 (and 3 and 2), xfs, btrfs: what their writing back failed at is kept for syncfs. An overlay loses it.
 SYNCED_AS_ONE = frozenset({0xEF53, 0x58465342, 0x9123683E})
 SYNCFS_SINCE = (5, 17)  # Linux; from 5.8 on an error of the data, only from 5.17 on one of the journal
 PROC_START_FIELD = 19  # of /proc/PID/stat, counted after the parenthesis that ends the command's name
 
 
+READ_MAX = 1 << 30  # bytes: nobody reads more at once, for that takes several times the memory
+TOO_LARGE = f"is larger than {READ_MAX >> 20} MiB"
+
+
+class NotDurable(OSError):
+    """What an fsync failed with when the message could be seen already: it is there, and a power cut may take it."""
+
+
 class System:
     """The real kernel. Every method is one system call, or says so."""
+
+    is_anchored = False  # see anchored
 
     rename = staticmethod(os.rename)
     link = staticmethod(os.link)
     unlink = staticmethod(os.unlink)
     mkdir = staticmethod(os.mkdir)
     rmdir = staticmethod(os.rmdir)
-    listdir = staticmethod(os.listdir)
     open = staticmethod(os.open)
     close = staticmethod(os.close)
     read = staticmethod(os.read)
@@ -75,12 +98,12 @@ class System:
     wall_ns = staticmethod(time.time_ns)
 
     @staticmethod
-    def utime(path: str, times_ns: tuple[int, int] | None = None) -> None:
+    def utime(path: str, times_ns: tuple[int, int] | None = None, *, dir_fd: int | None = None) -> None:
         """Set access and modification time of *path* itself, no link followed; None is the filesystem's own now."""
         if times_ns is None:
-            os.utime(path, follow_symlinks=False)
+            os.utime(path, dir_fd=dir_fd, follow_symlinks=False)
         else:
-            os.utime(path, ns=times_ns, follow_symlinks=False)
+            os.utime(path, ns=times_ns, dir_fd=dir_fd, follow_symlinks=False)
 
     def is_directory(self, path: str, *, is_followed: bool = False) -> bool:
         """
@@ -95,19 +118,27 @@ class System:
         return stat.S_ISDIR(found.st_mode)
 
     @staticmethod
-    def scandir(path: str) -> contextlib.AbstractContextManager[Iterator[os.DirEntry[str]]]:
-        """The entries of *path*, a bit at a time."""
-        return os.scandir(path)
+    def listdir(path: str) -> list[str]:
+        """The names in *path*, as they are on the server now. Five calls or more."""
+        with listing(path) as fd:
+            return os.listdir(fd)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def scandir(path: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        """The entries of *path*, a bit at a time, as they are on the server now; each without its directory's path."""
+        with listing(path) as fd, os.scandir(fd) as entries:
+            yield entries
 
     @staticmethod
     def rename_noreplace(source: str, target: str) -> None:
         """renameat2(2) with RENAME_NOREPLACE. Raises OSError: EEXIST, or EINVAL and ENOSYS where there is none."""
-        _renameat2(source, target, 1)
+        rename_with(1, source, target)
 
     @staticmethod
     def rename_exchange(source: str, target: str) -> None:
         """renameat2(2) with RENAME_EXCHANGE. Raises OSError: ENOENT, or EINVAL and ENOSYS where there is none."""
-        _renameat2(source, target, 2)
+        rename_with(2, source, target)
 
     @staticmethod
     def lock(fd: int) -> None:
@@ -178,6 +209,13 @@ class System:
             self.fsync(fd)
         finally:
             self.close(fd)
+
+    def fsync_entered(self, directory: str) -> None:
+        """fsync_directory(), after the name of a message was made there. Raises NotDurable. Three calls."""
+        try:
+            self.fsync_directory(directory)
+        except OSError as error:
+            raise NotDurable(error.errno, error.strerror, directory) from error
 
     @staticmethod
     def syncfs(fd: int) -> None:
@@ -264,8 +302,21 @@ class System:
         unlink(name)
 
     def network_filesystem(self, path: str) -> str | None:
-        """Name the network filesystem that holds *path*, or None for a local one."""
-        return NETWORK_FILESYSTEMS.get(filesystem_magic(path))
+        """
+        Name the network filesystem that holds *path*; None for a local one, and where there is nothing.
+
+        What is not known to be local counts as a network's: there we look again where an answer may be wrong, and
+        that costs a moment; the other way round it would cost messages. Raises OSError when a server does not answer.
+        """
+        try:
+            number = _filesystem_number(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if number == 0 or number in LOCAL_FILESYSTEMS:
+            return None
+        if number == FUSE:
+            return _fuse_name(path)
+        return NETWORK_FILESYSTEMS.get(number, f"an unknown filesystem ({number:#x})")
 
     def start_ticks(self, pid: int) -> int | None:
         """The start time of *pid*, clock ticks since boot; 0 when unreadable, None when there is no such process."""
@@ -291,6 +342,34 @@ class System:
         return kill_session(session)
 
 
+@contextlib.contextmanager
+def listing(path: str, *, dir_fd: int | None = None) -> Iterator[int]:
+    """
+    Open the directory *path* so that its listing is asked of the server, not taken from this kernel's memory.
+
+    *path* is below the directory of *dir_fd*, where there is one, and then no link is followed.
+    """
+    flags = LISTED if dir_fd is None else LISTED | os.O_NOFOLLOW
+    fd = os.open(path, flags, dir_fd=dir_fd)
+    try:
+        # RACE: another host changes it within the tick of the server's clock in which we listed it before. NFS v3 tells
+        # by that time alone that a directory has changed, so what came then was not listed until the next change.
+        # See test_what_comes_in_the_tick_of_a_listing_is_listed_all_the_same.
+        with contextlib.suppress(OSError, AttributeError):  # not on Linux
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        yield fd
+    except OSError as error:
+        if error.filename == fd:
+            error.filename = path
+            if error.errno == errno.ESTALE:
+                # RACE: another host removed it since we opened it. Asked for by its name it is not there.
+                # See test_a_directory_that_another_host_removed_is_not_there.
+                os.close(os.open(path, flags, dir_fd=dir_fd))
+        raise
+    finally:
+        os.close(fd)
+
+
 # Functions, not methods: a caller's own line names the call, which errors are worded by (see dirq.told).
 
 
@@ -301,6 +380,32 @@ def is_there(system: System, path: str) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def is_listed(system: System, path: str) -> bool:
+    """
+    Whether a fresh listing of its directory shows *path*; False when the directory is gone. Raises OSError. One call.
+
+    On a network filesystem a stat may be answered from a cache, for half a minute: an NFS client takes a name that a
+    rename should have made for missing, when it was told that the rename had failed. See
+    test_after_a_lost_reply_a_stat_is_not_believed.
+    """
+    directory, name = os.path.split(path)
+    try:
+        return name in system.listdir(directory)
+    except FileNotFoundError:
+        return False
+
+
+def is_stuck(system: System, path: str, error: PermissionError) -> bool:
+    """
+    Whether *error*, of a rename or unlink of *path*, says of it alone that it stays. Raises OSError. One call.
+
+    So it is with what another user has put in a sticky directory (EPERM), and with a directory of his that is closed
+    to us: a rename would have to write its "..".
+    """
+    found = system.lstat(path)
+    return found.st_uid != system.geteuid() and (error.errno == errno.EPERM or stat.S_ISDIR(found.st_mode))
 
 
 def remove(system: System, path: str) -> bool:
@@ -325,9 +430,13 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _renameat2(source: str, target: str, flags: int) -> None:
+def rename_with(
+    flags: int, source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
+) -> None:
+    """renameat2(2)."""
+    old, new = (AT_FDCWD if fd is None else fd for fd in (src_dir_fd, dst_dir_fd))
     try:
-        failed = _libc().renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flags)
+        failed = _libc().renameat2(old, os.fsencode(source), new, os.fsencode(target), flags)
     except AttributeError:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), target) from None
     if failed:
@@ -343,14 +452,38 @@ def _release() -> tuple[int, ...]:
 
 def filesystem_magic(path: str) -> int:
     """f_type of statfs(2) for *path*, 0 when it cannot be told."""
+    try:
+        return _filesystem_number(path)
+    except OSError:
+        return 0
+
+
+def _filesystem_number(path: str) -> int:
+    """See filesystem_magic; 0 where nobody may ask. Raises OSError."""
     buffer = ctypes.create_string_buffer(512)
     try:
         failed = _libc().statfs(os.fsencode(path), buffer)
     except AttributeError:  # no statfs in this libc
         return 0
     if failed:
-        return 0
+        number = ctypes.get_errno()
+        if number in (errno.ENOSYS, errno.EPERM):  # a filter of system calls
+            return 0
+        raise OSError(number, os.strerror(number), path)
     return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], "little") & 0xFFFFFFFF
+
+
+def _fuse_name(path: str) -> str:
+    """The kind of FUSE filesystem that holds *path*, such as fuse.sshfs; fuse where that is not told."""
+    with contextlib.suppress(OSError):
+        device = os.stat(path).st_dev
+        mark = f"{os.major(device)}:{os.minor(device)}"
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                before, _, after = line.partition(" - ")
+                if before.split()[2] == mark:
+                    return after.split()[0]
+    return NETWORK_FILESYSTEMS[FUSE]
 
 
 def start_ticks(pid: int) -> int | None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import select
 from collections.abc import Callable
 
 from workers.board import Q
-from workers.queues.base import Claimable, Queue
+from workers.pauses import Pauses
+from workers.queues.base import POLL_S, Claimable, Queue
 from workers.queues.null import NoMessages
 from workers.system import SYSTEM, System
 
@@ -78,20 +78,18 @@ Wait = Callable[[float, int], bool]  # wait(timeout_s, fd): until there may be a
 
 
 def polling(queue: Queue, system: System = SYSTEM) -> Wait:
-    """Adaptive polling: 1 ms doubling to 100 ms (1 s on a network filesystem) while nothing comes."""
-    longest_s = 1.0 if isinstance(queue, Claimable) and queue.network else 0.1
+    """Look again at growing distances while nothing comes."""
+    longest_s = queue.poll_interval_s if isinstance(queue, Claimable) else POLL_S
     if isinstance(queue, NoMessages):
         longest_s = WAIT_S
-    state = {"pause_s": 0.001, "last_ns": 0}
+    pauses, last_ns = Pauses(longest_s, system), 0
 
     def wait(timeout_s: float, fd: int) -> bool:
-        now_ns = system.boottime_ns()
-        if now_ns - state["last_ns"] > 2e9 * state["pause_s"] + 2e6:
-            state["pause_s"] = 0.001  # something was handled since the last wait
-        pause_s = min(state["pause_s"] * random.uniform(0.8, 1.2), timeout_s)  # noqa: S311 - spreads load
-        readable_within(fd, pause_s)
-        state["pause_s"] = min(state["pause_s"] * 2, longest_s)
-        state["last_ns"] = system.boottime_ns()
+        nonlocal last_ns
+        if system.boottime_ns() - last_ns > 2e9 * pauses.coming_s + 2e6:
+            pauses.restart()  # something was handled since the last wait
+        readable_within(fd, min(pauses.next_s(), timeout_s))
+        last_ns = system.boottime_ns()
         return True
 
     return wait

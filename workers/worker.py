@@ -84,6 +84,7 @@ class Worker:
         parent: the master's pid, or None for a worker without one.
         queues: names of configured queues to their URLs at the start, for Forward(queue=name); the board knows better.
         time_limit_s: the master kills a worker that handles one message for longer; told to the handler as deadline.
+        message_size_max: bytes; a larger message is rejected, nobody having read it.
         is_until_empty: leave when a scan finds nothing (a worker without a master).
         output: where what is done is handed on to, a name or a URL; "" for nowhere.
         output_limit: claim nothing while so many wait there, or where an Onward goes; 0 is no limit.
@@ -101,6 +102,7 @@ class Worker:
     title: Callable[[str], None] | None = None
     parent: int | None = None
     time_limit_s: float | None = None
+    message_size_max: int | None = None
     is_until_empty: bool = False
     output: str = ""
     output_limit: int = 0
@@ -114,6 +116,7 @@ class Worker:
     _onward: str = ""  # where all that is done goes: the output, or where an Onward goes
     _limit: OutputLimit | None = None
     _full_s: float = 0.0  # for how long the output was full at the last look
+    _group: int = 0  # process group of the program run for the message, 0: none
     _rest_until_ns: int = 0  # until then nothing is looked at, and only the handler's events go on; 0: no rest
 
     def __post_init__(self) -> None:
@@ -271,6 +274,7 @@ class Worker:
         """How long to back off; the sentence is logged when the trouble starts."""
         if not self._trouble_s:
             log.warning("%s; waiting until it works again", error)
+        self.queue.renew()
         self._trouble_s = min(self._trouble_s * 2 or 0.1, TROUBLE_S_MAX)
         return self._trouble_s
 
@@ -287,10 +291,7 @@ class Worker:
         words[MESSAGE_SINCE_NS] = start_ns
         if not self.leaving.is_asked:
             words[STATE] = BUSY
-        waited_s = claim.claimed_at - claim.modified_at
-        if waited_s > MOVED_IN_S:
-            waited_s = claim.claimed_at - claim.enqueued_at
-        observe(words, WAITING, int(waited_s * 1e9))
+        observe(words, WAITING, int(waited_s(claim) * 1e9))
         outcome = None
         try:
             called = self._call(claim, start_ns)
@@ -311,13 +312,16 @@ class Worker:
     def _call(self, claim: Claim, start_ns: int) -> Called:
         if claim.trouble is not None:
             return Called(outcome=Reject(claim.trouble), failure=None, summary=claim.trouble)
+        if self.message_size_max is not None and claim.size > self.message_size_max:
+            text = f"it has {claim.size} bytes, and max_message_size is {self.message_size_max}"
+            return Called(outcome=Reject(text), failure=None, summary=text)
         deadline = None
         if self.time_limit_s is not None:
             deadline = time.monotonic() + self.time_limit_s - (self.system.boottime_ns() - start_ns) / 1e9
         return call(self.handler, Message(claim, self.queue.url, self.consumer.index, deadline, self._on_child))
 
     def _on_child(self, group: int) -> None:
-        self.consumer.board.worker(self.consumer.worker_slot).words[W.CHILD_GROUP] = group
+        self._group = self.consumer.board.worker(self.consumer.worker_slot).words[W.CHILD_GROUP] = group
 
     def _settle(self, claim: Claim, called: Called) -> str | None:
         """Settle, however long the disk is full; the outcome that counts, or None when we left before."""
@@ -423,9 +427,9 @@ class Worker:
         while True:
             time.sleep(WAIT_S if words[W.MESSAGE_SINCE_NS] else REST_S)
             if self.parent is not None and os.getppid() != self.parent:
-                if words[W.CHILD_GROUP]:
+                if self._group:  # not by the board, where anything may stand
                     with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.killpg(words[W.CHILD_GROUP], signal.SIGKILL)
+                        os.killpg(self._group, signal.SIGKILL)
                 os._exit(1)
             words[W.LAST_SEEN_NS] = now_ns = self.system.boottime_ns()
             since_ns = words[W.MESSAGE_SINCE_NS]
@@ -434,6 +438,16 @@ class Worker:
                 is_named = held_s >= LONG_S
                 name = slot.text(WorkerText.MESSAGE) or ""
                 self.title(f" message={names.shown(name)} {held_s:.0f}s" if is_named else "")
+
+
+def waited_s(claim: Claim) -> float:
+    """How long *claim* waited, seconds: by the filesystem's clock, or for what was moved in by the time in its name."""
+    written_s = claim.claimed_at - claim.modified_at
+    if written_s <= MOVED_IN_S:
+        return written_s
+    # By its producer's clock, which may be ahead of the filesystem's, or behind it.
+    named_s = claim.claimed_at - claim.enqueued_at
+    return named_s if 0 <= named_s < written_s else written_s
 
 
 def _are_one(first: Queue, second: Queue) -> bool:

@@ -105,7 +105,7 @@ class C(Subject):
 
     def _run(self, verb: str, place: Path, load: Load, count: int) -> Run:
         numbers = count, load.messages, len(load.body), int(self._is_split)
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - the program that was just compiled
             [str(self._program), verb, str(place), *map(str, numbers)], capture_output=True, text=True, check=False
         )
         if done.returncode:
@@ -120,7 +120,7 @@ def compiled(directory: Path) -> Path | str:
     if compiler is None:
         return "there is no C compiler (cc)"
     program = directory / "bare"
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 - as PATH names it
         [compiler, "-O2", "-o", str(program), str(SOURCE)], capture_output=True, text=True, check=False
     )
     return program if done.returncode == 0 else f"{compiler} failed: {done.stderr.strip()[:200]}"

@@ -98,7 +98,7 @@ def _of_pool(strace: str, place: Path, load: Load) -> dict[str, float]:
 
 
 def _quietly(*command: str) -> bool:
-    done = subprocess.run(command, capture_output=True, timeout=SECONDS_MAX, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=SECONDS_MAX, check=False)  # noqa: S603 - what stands above
     return done.returncode == 0
 
 

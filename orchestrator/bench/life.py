@@ -123,7 +123,8 @@ def _pool(place: Path, workers: int, handler: str) -> Iterator[_Seen]:
     board_path = place / "run" / "life" / "board"
     board_path.unlink(missing_ok=True)
     started_s = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "orchestrator", *run, *options], env=environment)
+    command = [sys.executable, "-P", "-m", "orchestrator", *run, *options]
+    process = subprocess.Popen(command, env=environment)  # noqa: S603 - ourselves
     try:
         board = None
         while board is None:

@@ -30,7 +30,7 @@ from workers.board import Board, Q, W
 from workers.handlers import echo
 from workers.keeper import QueueKeeper
 from workers.queues import names
-from workers.queues.base import Consumer, Settings
+from workers.queues.base import POLL_NETWORK_S, Consumer, Settings
 from workers.queues.feed import open_feed
 from workers.queues.feeder import Feeder, Feeding
 from workers.queues.scan import Incoming
@@ -264,6 +264,7 @@ def _feed(place: Path, consumer: Consumer, sent: memoryview[int], say: Say) -> N
         reader=consumer.feed,
         writer=consumer.feed_writer,
         watch=lambda: None,  # a server's files are not watched
+        poll_interval_s=POLL_NETWORK_S,
         is_network=True,
     )
     say(None)

@@ -207,7 +207,8 @@ def _pool(place: Path) -> Iterator[_Pool]:
     words = ["run", str(place / "queue"), "--handler", f"{__name__}:{stamp.__name__}", "--workers", str(WORKERS)]
     options = ["--name", "wakeup", "--run-dir", str(place / "run"), "--listen", "none", "--log-level", "error"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    process = subprocess.Popen([sys.executable, "-m", "orchestrator", *words, *options], env=environment)
+    command = [sys.executable, "-P", "-m", "orchestrator", *words, *options]
+    process = subprocess.Popen(command, env=environment)  # noqa: S603 - ourselves
     try:
         board_path = place / "run" / "wakeup" / "board"
         pool = _Pool(place / "queue", _until(process, lambda: _board(board_path, process.pid)))

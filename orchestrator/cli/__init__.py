@@ -13,18 +13,25 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
+import signal as signals  # signal is a module of this package
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any, NamedTuple, NoReturn
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from orchestrator import __version__
-from workers.errors import OrchestratorError
+from orchestrator.logs import escaped
+from workers.errors import OrchestratorError, QueueError
 from workers.queues.names import shown
 
 INTERRUPTED = 130  # as a shell says it: 128 and SIGINT
+# One look or move each: nothing is lost when they end in the middle of it (what put has not published is swept).
+ON_A_QUEUE = ("put", "ls", "show", "requeue", "pause", "resume")
 
 
 class Entry(NamedTuple):
@@ -60,6 +67,7 @@ COMMANDS = {
     "scale": Entry("orchestrator.cli.pool:scale", "Set how many workers a queue of a pool has."),
     "check": Entry("orchestrator.cli.config:check", "Check configuration files."),
     "config": Entry("orchestrator.cli.config:config", "Show the configuration, or what can be configured."),
+    "doctor": Entry("orchestrator.cli.doctor:doctor", "Say whether a queue may be had on a mount, from all hosts."),
     "bench": Entry("orchestrator.cli.bench:bench", "Measure this machine and filesystem."),
     "completion": Entry("orchestrator.cli:completion", "Print the completion script of a shell."),
 }
@@ -87,8 +95,28 @@ def _drop_output() -> None:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
+@contextmanager
+def _printable() -> Iterator[None]:
+    """What is wrong is told with the words of the command line in it, and those may be names of anybody's files."""
+    try:
+        yield
+    except Failed as error:  # has as many lines as whoever raised it wanted
+        vars(error)["message"] = "\n".join(map(escaped, error.message.split("\n")))
+        raise
+    except click.ClickException as error:
+        vars(error)["message"] = escaped(error.message)
+        raise
+
+
 class LazyGroup(click.Group):
     """A group that imports a command when it is used."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Read the options before the command."""
+        with _printable():
+            return super().make_context(info_name, args, parent, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Name the commands, in the order of the table."""
@@ -121,12 +149,18 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error on purpose becomes one line and an exit code."""
+        with _printable():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             found = super().invoke(ctx)
             sys.stdout.flush()  # here, where an error has a message and an exit code
             return found
         except OrchestratorError as error:
-            raise Failed(str(error), getattr(error, "exit_code", 1)) from error
+            # One line, whatever name it tells of; that of a configuration has a line for each of its errors.
+            text = escaped(str(error)) if isinstance(error, QueueError) else str(error)
+            raise Failed(text, getattr(error, "exit_code", 1)) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of our output left: click ends quietly
                 raise
@@ -170,5 +204,13 @@ def _open_standard_streams() -> None:
 def main() -> NoReturn:
     """Run the command that the process's arguments name, and exit."""
     _open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        # A name may hold what the locale's encoding has not, or no text at all.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if sys.argv[1:2] and sys.argv[1] in ON_A_QUEUE and signals.getsignal(signals.SIGINT) is not signals.SIG_IGN:
+        # A handler would run when the call it interrupts is over, and a filesystem that hangs lets only what ends the
+        # process interrupt it. See test_who_waits_for_a_hung_mount_is_interrupted_where_the_kernel_lets_it.
+        signals.signal(signals.SIGINT, signals.SIG_DFL)
     cli(prog_name="orchestrator")
     raise AssertionError("click exits by itself")

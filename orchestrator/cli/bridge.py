@@ -63,10 +63,12 @@ def bridge(
     Ends on INT (finishes what is in hand) and TERM, with exit code 0.
     """
     logs.setup(log_level, "text")
+    try:
+        # Made absolute here: in a configuration a bare word is the name of a queue.
+        own = {"forward": absolute_url(target, os.getcwd()), "create": False}
+    except ValueError as error:
+        raise Failed(f"TO {error}", 2) from error
     _check(source, target)
-
-    # Made absolute here: in a configuration a bare word is the name of a queue.
-    own = {"forward": absolute_url(target, os.getcwd()), "create": False}
 
     def read() -> Config:
         return load((), flags={**flags, **own}, environment=os.environ, queues=(source,))

@@ -1,7 +1,7 @@
 """
 config - commands on the configuration: check, config show, config reference
 
-None of them needs a master, imports a handler or looks at a queue.
+None of them needs a master, imports a handler or opens a queue; check looks who may write where queues lie.
 Exit codes: 0 fine, 1 the configuration is refused, 2 usage.
 See also: orchestrator.config (what is read and how it is checked).
 """
@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping
-from datetime import date, time
 from pathlib import Path
 
 import click
@@ -25,8 +23,13 @@ from orchestrator.config import NO_VARIABLE, Config, ConfigError, Key, load, loa
 from orchestrator.config_draft import FREE_TABLES, TYPES, Origin
 from orchestrator.config_files import Drafts
 from orchestrator.config_models import DURATION
+from orchestrator.config_toml import written, written_key
 from orchestrator.config_values import duration_text
+from orchestrator.identity import IdentityError, identify
+from orchestrator.logs import escaped
 from workers.queues.names import shown
+from workers.queues.open import places
+from workers.trust import risks
 
 AFTERWORD = (
     "ORCHESTRATOR_<KEY> in the environment overrides a key of the files, for every queue (not a queue's name, "
@@ -47,6 +50,7 @@ def check(files: tuple[Path, ...]) -> None:
 
     Every error is told at once, with its file and line. Each FILE is looked at alone, the fragments of a
     directory together; for files that belong together: orchestrator config show --config A --config B.
+    Of queues that are there it is said who else may write where their messages lie.
     """
     is_fine = True
     for path in files:
@@ -57,11 +61,33 @@ def check(files: tuple[Path, ...]) -> None:
             click.echo(str(error), err=True)
         else:
             for warning in config.warnings:
-                click.echo(f"orchestrator: {warning}", err=True)
+                click.echo(f"orchestrator: {escaped(warning)}", err=True)
             queues, workers = _count(len(config.queues), "queue"), _count(config.workers, "worker")
-            click.echo(f"{click.format_filename(path)}: fine: {queues}, {workers}")
+            refused = _told_risks(config)
+            is_fine = is_fine and not refused
+            if not refused:
+                click.echo(f"{shown(str(path))}: fine: {queues}, {workers}")
     if not is_fine:
         sys.exit(1)
+
+
+def _told_risks(config: Config) -> bool:
+    """Say who else may write where the queues lie, as far as they are there; whether one would be refused."""
+    uid = _uid_of_daemon(config)
+    found = [(queue.name, risk) for queue in config.queues for risk in risks(places(queue.url, queue.settings()), uid)]
+    for name, risk in found:
+        how = "is refused" if risk.is_refused else "warning"
+        click.echo(f"orchestrator: queue {name}: {how}: {escaped(str(risk))}", err=True)
+    return any(risk.is_refused for _, risk in found)
+
+
+def _uid_of_daemon(config: Config) -> int | None:
+    """Whom a daemon of *config* will run as; None: as we do, or nobody that is known here."""
+    try:
+        found = identify(config.daemon.user, None)
+    except IdentityError:
+        return None
+    return None if found is None else found.uid
 
 
 @click.group()
@@ -110,7 +136,7 @@ def show(
         click.echo(str(error), err=True)
         sys.exit(1)
     for warning in found.warnings:
-        click.echo(f"orchestrator: {warning}", err=True)
+        click.echo(f"orchestrator: {escaped(warning)}", err=True)
     if not is_json:
         click.echo(as_toml(found, drafts if is_with_origin else None), nl=False)
     else:
@@ -127,13 +153,13 @@ def as_toml(found: Config, drafts: Drafts | None = None) -> str:
             lines += ["", _heading(kind)]
             draft = drafts.of(kind, index) if drafts else None
             for place, value in _leaves(row):
-                key = ".".join(_key(part) for part in place)
+                key = ".".join(written_key(part) for part in place)
                 if value is None:
                     line = f"# {key} is not set"
                 elif TYPES.get(place[0]) == DURATION and isinstance(value, float):
                     line = f'{key} = "{duration_text(value)}"'
                 else:
-                    line = f"{key} = {_quoted(value)}"
+                    line = f"{key} = {written(value)}"
                 lines.append(f"{line}  # {_comment(draft.origin_of(place))}" if draft else line)
     return "\n".join(lines[1:]) + "\n"
 
@@ -167,24 +193,6 @@ def _leaves(row: Mapping[str, object]) -> Iterator[tuple[tuple[str, ...], object
 
 def _comment(origin: Origin) -> str:
     return shown(str(origin))
-
-
-def _key(part: str) -> str:
-    return part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else _quoted(part)
-
-
-def _quoted(value: object) -> str:
-    if isinstance(value, dict):
-        pairs = ", ".join(f"{_key(str(key))} = {_quoted(one)}" for key, one in value.items())
-        return f"{{ {pairs} }}" if pairs else "{}"
-    if isinstance(value, list):
-        return f"[{', '.join(_quoted(one) for one in value)}]"
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, float):
-        return repr(value)
-    # JSON's texts are TOML's, but for DEL, which TOML wants escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 @config.command("reference")

@@ -97,7 +97,7 @@ def _completed(incomplete: str, find: Callable[[], Iterator[str] | list[str]]) -
     before, comma, last = incomplete.rpartition(",")
     given = before.split(",")
     with suppress(DdmqError, OSError, ValueError):
-        names = (name for name in find() if name.startswith(last) and name not in given)
+        names = (name for name in find() if name.startswith(last) and name not in given and name.isprintable())
         return [CompletionItem(before + comma + name) for name in islice(names, COMPLETED_MAX)]
     return []
 

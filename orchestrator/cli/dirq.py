@@ -44,7 +44,7 @@ from workers.dirq import (
 from workers.dirq.elements import check_name
 from workers.dirq.kind import kind_of
 from workers.dirq.schema import body_key, parse_schema
-from workers.queues.names import shown
+from workers.queues.names import shown, shown_lines
 
 Kind = Literal["simple", "normal"]
 
@@ -242,8 +242,8 @@ def get(
     """
     Write the data of elements.
 
-    Each is locked meanwhile. An element of a simple queue is written byte for byte, one of a normal queue as
-    a JSON object on a line. In JSON, bytes that are no text stand as {"base64": "..."}.
+    Each is locked meanwhile. An element of a simple queue is written byte for byte (on a terminal escaped),
+    one of a normal queue as a JSON object on a line. In JSON, bytes that are no text stand as {"base64": "..."}.
 
     \b
     orchestrator dirq get ./queue 6553f100/6553f1230a1b2c > file
@@ -259,7 +259,8 @@ def get(
         try:
             found = queue.get(name)
             if is_raw:
-                out.write(bytes_of(found, key))
+                body = bytes_of(found, key)
+                out.write(shown_lines(body) if sys.stdout.isatty() else body)
             else:
                 out.write(json.dumps({"name": name, "data": as_json(found)}).encode() + b"\n")
             # ORDER: written, then removed: what the reader of our output did not take would be gone.

@@ -99,7 +99,8 @@ def mqueue(
         assert name is not None  # noqa: S101 - see above
         if what == "info":
             found = _info(name)
-            click.echo(json.dumps(found) if is_json else "\n".join(f"{key} {value}" for key, value in found.items()))
+            lines = (f"{key} {shown(str(value))}" for key, value in found.items())
+            click.echo(json.dumps(found) if is_json else "\n".join(lines))
         elif what == "unlink":
             unlink(name)
     except ValueError as error:  # no name of a queue

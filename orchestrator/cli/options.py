@@ -63,6 +63,8 @@ _OPTIONS: tuple[Callable[[Callable[..., None]], Callable[..., None]], ...] = (
     click.option("--output-wait", metavar="TIME", help="Longest time between looks at a full output.  [default: 10s]"),
     click.option("--workers", "-w", metavar="N", help="Worker processes per queue.  [default: usable cores]"),
     click.option("--order", type=click.Choice(["fifo", "any"]), help="Which message first.  [default: fifo]"),
+    click.option("--watch", type=click.Choice(["auto", "inotify", "poll"]), help="How arrivals are noticed."),
+    click.option("--poll-interval", metavar="TIME", help="Longest pause between two looks, where it is polled."),
     click.option("--max-attempts", metavar="N", help="Failures until a message goes to errors/.  [default: 5]"),
     click.option("--retry-backoff", metavar="TIME", help="Delay before the second attempt.  [default: 1s]"),
     click.option("--time-limit", metavar="TIME", help="Kill a worker that handles one message for longer."),

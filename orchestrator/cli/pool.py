@@ -27,7 +27,7 @@ from orchestrator import control, rundir
 from orchestrator.cli import Failed
 from orchestrator.config_values import run_directory
 from orchestrator.status import snapshot
-from workers.board import Board
+from workers.board import Board, BoardError
 from workers.queues.names import shown
 from workers.system import SYSTEM
 
@@ -113,7 +113,7 @@ def reload(name: str | None, run_dir: Path) -> None:
 def scale(queue: str, workers: int, name: str | None, run_dir: Path) -> None:
     """Set how many workers a queue of a pool has, until its configuration says otherwise."""
     found = rundir.find(run_dir, name)
-    control.request(found.control_path, "scale", queue=queue, workers=workers)
+    control.request(found.control_path, "scale", pid=found.pid, queue=queue, workers=workers)
     click.echo(f"queue {shown(queue)} of pool {found.name}: {workers} workers wanted")
 
 
@@ -174,17 +174,22 @@ def is_gone(found: rundir.Running, fd: int | None, timeout_s: float) -> bool:
 
 
 def _print_pools(boards: list[Path], is_json: bool) -> None:
+    failures = []
     for path in boards:
+        # A pool each: in a directory of root's they may be of several users, and none is to hide the others.
         try:
             pool = snapshot(Board.open(path))
-        except FileNotFoundError as error:
-            raise Failed(
-                f"{shown(str(path))} is not there: the pool is starting or has just ended; try again"
-            ) from error
-        if is_json:
-            click.echo(json.dumps(pool))
+        except FileNotFoundError:
+            failures.append(f"{shown(str(path))} is not there: the pool is starting or has just ended; try again")
+        except BoardError as error:
+            failures.append(str(error))
         else:
-            _print_pool(pool)
+            if is_json:
+                click.echo(json.dumps(pool))
+            else:
+                _print_pool(pool)
+    if failures:
+        raise Failed("\n".join(failures))
 
 
 def _print_pool(pool: dict[str, object]) -> None:
@@ -221,6 +226,7 @@ def _title(queue: dict[str, object]) -> str:
     notes = [str(queue["state"])]
     noted = (("paused", "paused"), ("output_full", "output full"), ("backed_off", "backed off"))
     notes += [word for key, word in noted if queue[key]]
+    notes += [f"not measured for {queue['unmeasured_s']:.0f} s"] if queue["unmeasured_s"] else []
     notes += [str(queue["reason"])] if queue["reason"] else []
     arrivals = f"; arrivals: {queue['arrivals']}" if queue["arrivals"] else ""
     return f"queue {queue['name']}: {', '.join(notes)}; {counts}{arrivals}"

@@ -14,7 +14,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from io import BufferedReader
@@ -28,8 +28,10 @@ from orchestrator.logs import escaped
 from workers.errors import NotSupported, QueueError
 from workers.message import Body
 from workers.queues.base import Queue, Settings, Shown, State
-from workers.queues.names import shown
-from workers.queues.open import open_queue
+from workers.queues.names import shown, shown_lines
+from workers.queues.open import open_queue, places
+from workers.system import SYSTEM, System
+from workers.trust import guarded
 
 BATCH = 256  # messages of one put_many, which syncs them together
 READ_SIZE = 1 << 20  # a file's lines then fill whole batches
@@ -123,7 +125,7 @@ def ls(queue: str, state: State | None, is_json: bool) -> None:
 @click.argument("name")
 @state_option
 @json_option
-@click.option("--body", is_flag=True, help="Write the message itself, byte for byte, and nothing else.")
+@click.option("--body", is_flag=True, help="Write the message alone: byte for byte, on a terminal escaped.")
 def show(queue: str, name: str, state: State | None, is_json: bool, body: bool) -> None:
     """Show one message, and why it is in errors/."""
     if body and is_json:
@@ -136,7 +138,7 @@ def show(queue: str, name: str, state: State | None, is_json: bool, body: bool) 
         if len(found) > 1:
             states = ", ".join(one.listed.state for one in found)
             raise Failed(f"{len(found)} messages are called {shown(name)} ({states}); choose one with --state", 2)
-        _write_body(found[0])
+        _write_body(found[0], guarded(SYSTEM, *places(queue)))
     elif is_json:
         _print_array(_as_dict(one) for one in found)
     else:
@@ -256,9 +258,9 @@ def _as_dict(one: Shown) -> dict[str, object]:
 def _print_shown(one: Shown) -> None:
     listed = one.listed
     rows: list[tuple[str, object]] = [
-        ("name", listed.name),
+        ("name", shown(listed.name)),  # on one line, where what a .meta says may have several
         ("state", listed.state),
-        ("path", listed.path),
+        ("path", shown(listed.path)),
         ("size", f"{one.size} bytes"),
         ("attempt", listed.attempt),
         ("crashes", listed.crashes),
@@ -287,14 +289,16 @@ def _when(seconds: float) -> str:
         return f"{seconds:.0f}"
 
 
-def _write_body(one: Shown) -> None:
+def _write_body(one: Shown, door: System) -> None:
+    # Whoever put the message is not to drive the terminal of whoever looks at it.
+    fit: Callable[[bytes], bytes] = shown_lines if sys.stdout.isatty() else bytes
     if one.body is not None:
-        sys.stdout.buffer.write(one.body)
+        sys.stdout.buffer.write(fit(one.body))
         return
     path = one.listed.path
     gone = f"{shown(path)} is no longer there: the message has moved on; try again"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = door.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise Failed(gone) from error
     with open(fd, "rb") as file:
@@ -302,5 +306,5 @@ def _write_body(one: Shown) -> None:
             raise Failed(f"{shown(path)} is no regular file; it has no body")
         out = sys.stdout.buffer
         while part := file.read(1 << 20):
-            out.write(part)
+            out.write(fit(part))
         out.flush()

@@ -25,6 +25,7 @@ from orchestrator.cli.action import ACTIONS, act
 from orchestrator.cli.options import CommandAfterDashes, configured
 from orchestrator.config import Config, ConfigError, load, unused_daemon_keys, working_directory
 from orchestrator.launch import launch
+from orchestrator.logs import escaped
 from orchestrator.master import Master
 from orchestrator.progress import Bar, Progress, Summary, summarise, table
 
@@ -161,7 +162,7 @@ def _launch(read: Callable[[], Config], *, is_until_empty: bool, is_json: bool) 
 
     launched = launch(config, serve)
     for text in (*config.warnings, *launched.reasons):
-        click.echo(f"orchestrator: {text}", err=True)
+        click.echo(f"orchestrator: {escaped(text)}", err=True)
     if is_json:
         shown = {"name": config.pool.name, "pid": launched.pid, "code": launched.code, "errors": launched.reasons}
         click.echo(json.dumps(shown))

@@ -135,7 +135,7 @@ def _look(path: Path, writer: int, parent: int) -> None:
 def _report(found: rundir.Running, kind: str, timeout_s: float) -> Path:
     """Where the master writes it. Raises Failed."""
     try:
-        path = control.request(found.control_path, "ping", min(timeout_s, PING_S)).get(kind)
+        path = control.request(found.control_path, "ping", min(timeout_s, PING_S), pid=found.pid).get(kind)
     except control.ControlError as error:
         raise Failed(f"nothing was sent: {error}") from error
     if not isinstance(path, str):

@@ -20,10 +20,10 @@ from workers.system import System
 # What sends nothing about a name: bytes, descriptors, processes, clocks; and those that are made of other calls.
 SILENT = {
     "read", "write", "pread", "pwrite", "fstat", "fsync", "getpid", "geteuid", "getppid", "random_bytes", "sleep",
-    "wall_ns", "boottime_ns", "unread", "wait_writable", "fsync_directory", "network_filesystem", "start_ticks",
-    "is_alive", "is_directory", "is_stopped", "kernel8", "kill_session", "syncfs", "syncs_as_one",
+    "wall_ns", "boottime_ns", "unread", "wait_writable", "fsync_directory", "fsync_entered", "network_filesystem",
+    "start_ticks", "is_alive", "is_directory", "is_stopped", "kernel8", "kill_session", "syncfs", "syncs_as_one",
     "map_file", "memory_file", "lock_memory", "mq_open", "mq_attributes", "mq_send", "mq_send_within", "mq_receive",
-    "mq_receive_into", "mq_wait", "mq_unlink",
+    "mq_receive_into", "mq_wait", "mq_unlink", "is_anchored",
 }  # fmt: skip
 FOLLOWED = {"open", "close", "rename", "unlink", "listdir", "scandir"}
 

@@ -18,6 +18,7 @@ from tests.rig import SETTINGS, Rig, World
 from tests.rig_ddmq import DdmqPool
 from tests.rig_dirq import SCHEMA, SIMPLE, DirqPool
 from tests.rig_mqueue import Locks, MqueuePool, make_queue
+from workers.anchored import Anchored
 from workers.errors import ClaimLost, InvalidName, MessageExists, NotSupported
 from workers.message import Claim
 from workers.posix_mq import unlink
@@ -27,6 +28,7 @@ from workers.queues.dirq import Dirq
 from workers.queues.mqueue import Mqueue
 from workers.queues.null import Null
 from workers.queues.spool import Spool
+from workers.system import SYSTEM
 
 
 @dataclass
@@ -65,8 +67,10 @@ class Opened:
             self.queue.settled(claim)
 
 
-def _spool(place: Path) -> Opened:
-    world = World(place)
+Opener = Callable[[World, Path], Opened]
+
+
+def _spool(world: World, place: Path) -> Opened:
     pool = Rig(place / "queue", world).pool()
 
     def keep(seconds: float) -> object:
@@ -75,9 +79,8 @@ def _spool(place: Path) -> Opened:
     return Opened(pool.spool, Rig(place / "next", world).spool(), keep)
 
 
-def _dirq(kind: str) -> Callable[[Path], Opened]:
-    def opened(place: Path) -> Opened:
-        world = World(place)
+def _dirq(kind: str) -> Opener:
+    def opened(world: World, place: Path) -> Opened:
         pool = DirqPool(place / "queue", world, kind)
 
         def keep(seconds: float) -> object:
@@ -88,8 +91,8 @@ def _dirq(kind: str) -> Callable[[Path], Opened]:
     return opened
 
 
-def _mqueue(place: Path) -> Opened:
-    world, name = World(place), f"/contract-{os.getpid()}-{os.urandom(4).hex()}"
+def _mqueue(world: World, place: Path) -> Opened:
+    name = f"/contract-{os.getpid()}-{os.urandom(4).hex()}"
     make_queue(name)
     pool = MqueuePool(place, name, world, Locks())
 
@@ -100,8 +103,7 @@ def _mqueue(place: Path) -> Opened:
     return Opened(pool.queue, following, keep, size_max=512, is_dated=False, end=lambda: unlink(name))
 
 
-def _ddmq(place: Path) -> Opened:
-    world = World(place)
+def _ddmq(world: World, place: Path) -> Opened:
     pool = DdmqPool(place / "root" / "queue", world)
 
     def keep(seconds: float) -> object:
@@ -110,19 +112,24 @@ def _ddmq(place: Path) -> Opened:
     return Opened(pool.queue, Rig(place / "next", world).spool(), keep)
 
 
-OPENERS: dict[str, Callable[[Path], Opened]] = {
+OPENERS: dict[str, Opener] = {
     "spool": _spool,
     SIMPLE: _dirq(SIMPLE),
     SCHEMA: _dirq(SCHEMA),
     "ddmq": _ddmq,
     "mqueue": _mqueue,
-    "null": lambda _: Opened(Null(SETTINGS), Null()),
+    "null": lambda *_: Opened(Null(SETTINGS), Null()),
 }
 
 
-@pytest.fixture(name="any_queue", params=sorted(OPENERS))
+# Each queue, and each that lies in directories once more as where others may write into them (see anchored).
+QUEUES = [*sorted(OPENERS), *(f"{name}-anchored" for name in sorted({*OPENERS} - {"mqueue", "null"}))]
+
+
+@pytest.fixture(name="any_queue", params=QUEUES)
 def _any_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
-    opened = OPENERS[request.param](tmp_path)
+    name = request.param.removesuffix("-anchored")
+    opened = OPENERS[name](World(tmp_path, SYSTEM if name == request.param else Anchored(str(tmp_path))), tmp_path)
     yield opened
     opened.queue.close()
     opened.end()
@@ -130,17 +137,18 @@ def _any_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opene
 
 def needing(*capabilities: Capability) -> pytest.MarkDecorator:
     """Run for the queues that have *capabilities*."""
-    able = [name for name in sorted(OPENERS) if set(capabilities) <= _capabilities(name)]
+    able = [name for name in QUEUES if set(capabilities) <= _capabilities(name)]
     return pytest.mark.parametrize("any_queue", able, indirect=True)
 
 
 def lacking(capability: Capability) -> pytest.MarkDecorator:
     """Run for the queues that do not have *capability*."""
-    unable = [name for name in sorted(OPENERS) if capability not in _capabilities(name)]
+    unable = [name for name in QUEUES if capability not in _capabilities(name)]
     return pytest.mark.parametrize("any_queue", unable, indirect=True)
 
 
 def _capabilities(name: str) -> frozenset[Capability]:
+    name = name.removesuffix("-anchored")
     return {"spool": Spool, SIMPLE: Dirq, SCHEMA: Dirq, "ddmq": Ddmq, "mqueue": Mqueue, "null": Null}[name].capabilities
 
 

@@ -9,18 +9,16 @@ is killed. Needs root and the mkfs of the kind; where one is missing the test sk
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from tests.holder import held
 
 KINDS = ("ext4", "xfs", "btrfs", "tmpfs", "overlay")
 MOUNT = """
-set -e
 image() {
   truncate -s 512M "$2.img"
   "mkfs.$1" -q "$2.img" >&2
@@ -41,8 +39,6 @@ case "$1" in
     image "$1" "$2"
     ;;
 esac
-echo mounted
-exec cat
 """
 
 
@@ -60,18 +56,6 @@ class Disk:
 def mounted(kind: str, place: Path) -> Iterator[Disk]:
     """Mount an empty filesystem of *kind* at PLACE/disk, or skip the test."""
     inside = place / "disk"
-    try:
-        holder = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", MOUNT, "sh", kind, str(inside)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-    except FileNotFoundError:
-        pytest.skip("no unshare here to mount a filesystem with")
-    with holder:  # its end closes the pipes, and the end of its input ends it
-        assert holder.stdout is not None
-        assert holder.stderr is not None
-        if holder.stdout.readline() != b"mounted\n":
-            pytest.skip(f"no {kind} can be mounted here: {holder.stderr.read().decode().strip()[-200:]}")
-        namespace = f"--mount=/proc/{holder.pid}/ns/mnt"
-        enter = ("nsenter", namespace, f"--wdns={place}", sys.executable)
-        yield Disk(kind, inside, Path(f"/proc/{holder.pid}/root{inside}"), enter)
+    with held(f"{kind} to be mounted", "mount", script=MOUNT, arguments=(kind, str(inside))) as holder:
+        enter = ("nsenter", f"--mount=/proc/{holder}/ns/mnt", f"--wdns={place}", sys.executable)
+        yield Disk(kind, inside, Path(f"/proc/{holder}/root{inside}"), enter)

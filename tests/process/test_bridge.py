@@ -93,7 +93,7 @@ def test_what_the_target_refuses_for_good_ends_in_errors_and_the_rest_goes_on(po
         (("./q", "./link"), "are one queue"),
         (("./nothing", "./q"), "no queue at"),
         (("null:", "./q"), "nothing can be taken out"),
-        (("./q", "amqp:x"), "no queue protocol is called"),
+        (("./q", "amqp:x"), "unknown scheme amqp:"),
         (("./q", "./no/such/parent"), "parent"),
     ],
 )

@@ -6,7 +6,9 @@ The other user owns a directory, "theirs", through which a path of the configura
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -74,6 +76,17 @@ def test_the_environment_tells_of_who_it_became(daemons: Daemons, queue: Path) -
     assert out.read_text() == "/ none none\n"
 
 
+def test_a_start_after_which_a_handler_could_become_root_again_is_refused(daemons: Daemons, queue: Path) -> None:
+    """With such a securebit all capabilities outlive the change of user."""
+    if (setpriv := shutil.which("setpriv")) is None:
+        pytest.skip("there is no setpriv")
+    words = [setpriv, "--securebits=+no_setuid_fixup", *daemons.words(str(queue), *IDENTITY, *TRUE)]
+    ended = daemons.run(words)
+    assert ended.returncode == 1, ended
+    assert "the rights of root were given up and can be taken back" in ended.stderr
+    assert daemons.alive() == []
+
+
 def test_run_logs_are_kept_in_a_directory_that_only_root_could_make(daemons: Daemons, queue: Path) -> None:
     place = daemons.place / "logs" / "runs"
     daemons.start(str(queue), *IDENTITY, "--runlog-dir", str(place), *TRUE)
@@ -99,6 +112,26 @@ def test_what_the_user_will_not_be_able_to_do_is_said_at_the_start(daemons: Daem
         f"orchestrator: the state cannot be written: user {OTHER_USER} may not write into {daemons.place}",
         f"orchestrator: a reload will not be able to read {config}: user {OTHER_USER} may not",
     ]
+
+
+def test_no_child_of_a_daemon_has_its_pid_file_open(daemons: Daemons, queue: Path) -> None:
+    path = daemons.place / "closed" / "demo.pid"
+    path.parent.mkdir(mode=0o700)
+    master = daemons.start(str(queue), *IDENTITY, "--pid-file", str(path), *TRUE)
+
+    def opened(pid: int) -> set[str]:
+        found = set()
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found.add(os.readlink(fd))
+        return found
+
+    roots = {str(path), f"{path}.lock", str(path.parent)}
+    assert opened(master) >= roots
+    children = [one.pid for one in daemons.alive() if one.pid != master]
+    assert children
+    for child in children:
+        assert not opened(child) & roots
 
 
 def test_a_pid_file_in_a_directory_that_the_user_may_not_enter_is_kept(daemons: Daemons, queue: Path) -> None:

@@ -18,7 +18,9 @@ from workers.board import BUCKETS_S, EXIT_REASONS, OUTCOMES
 BY_QUEUE = {
     "orchestrator_pool_target_workers",
     "orchestrator_queue_measured_timestamp_seconds",
+    "orchestrator_queue_measured_age_seconds",
     "orchestrator_queue_measure_duration_seconds",
+    "orchestrator_queue_clock_offset_seconds",
     "orchestrator_queue_paused",
     "orchestrator_queue_output_full",
     "orchestrator_queue_feeder_last_seen_age_seconds",

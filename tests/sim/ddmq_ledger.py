@@ -37,8 +37,9 @@ QUEUE = f"{ROOT}/{NAME}"
 WORK, KEPT = f"{QUEUE}/work", f"{QUEUE}.pool"
 _ID = r"[0-9]+\.[0-9]+\.ddmq([0-9A-Za-z]+)"
 _WAITING = re.compile(rf"{QUEUE}/{_ID}\Z")
-_WORK = re.compile(rf"{WORK}/([0-9]+)\.{_ID}\Z")
+_WORK = re.compile(rf"{WORK}/([0-9]+)(?:\.[0-9]+)?\.{_ID}\Z")
 _COUNTS = re.compile(rf"{KEPT}/counts/[0-9]+\.ddmq([0-9A-Za-z]+)\Z")
+_ASIDE = re.compile(rf"{WORK}/\.[0-9a-f]{{32}}\.tmp\Z")  # what is on its way out
 _KEPT = re.compile(rf"{KEPT}/(deferred|errors)/.*?{_ID}\Z")
 WAITS, CLAIMED, DEFERRED, ERRORS = "waits", "claimed", "deferred", "errors"
 
@@ -172,7 +173,7 @@ class DdmqLedger:
             self._written(inode, by)
         elif call == "exchange":
             self._rewritten(by, target, inode, change.replaced)
-        elif call == "unlink" and was[0]:
+        elif (call == "unlink" and was[0]) or (call == "rename" and was[0] == CLAIMED and _ASIDE.match(target)):
             self._removed(by, source, inode)
         elif call in ("rename", "link") and (was[0] or now[0]):
             self._moved(change)

@@ -246,7 +246,7 @@ def recover(world: World, ledger: DdmqLedger) -> None:
     worker = pool.worker()
     for _ in range(4):
         world.moved_ns += (OLD_S + 1) * S
-        pool.keeper._sweep_at_ns = 0
+        pool.keeper._sweep_at_ns = pool.keeper._served_ns = 0  # it was served all that time
         pool.keeper.keep()
         while (claim := claimed(worker)) is not None:
             said(worker, ledger, claim)

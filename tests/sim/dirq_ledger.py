@@ -221,7 +221,8 @@ class DirqLedger:
         elif call in ("rename", "unlink", "rmdir") and found:
             # The lock of a QueueSimple is the element's own inode, under which it is known when the element is gone.
             inode = self._world.disk.directory(found[1]) if change.inode.is_directory else change.inode
-            if call == "rename":
+            held = self._locks.get(inode)
+            if call == "rename" and not (held and held.by is by):  # its holder unlocks it so on a network filesystem
                 self._aside[target] = inode, found[0]
             else:
                 self._loses(inode, found[0], by)

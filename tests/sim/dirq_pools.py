@@ -184,7 +184,7 @@ def recover(world: World, ledger: DirqLedger, kind: str) -> None:
     worker = pool.worker()
     for _ in range(3):
         world.moved_ns += (MAX_LOCK_S + 1) * S
-        pool.keeper._sweep_at_ns = 0
+        pool.keeper._sweep_at_ns = pool.keeper._served_ns = 0  # it was served all that time
         pool.keeper.keep()
         while (claim := claimed(worker)) is not None:
             data = body_of(worker, claim)

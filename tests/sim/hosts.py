@@ -220,7 +220,7 @@ class Master:
             ends = process.hold(wire), process.hold(wire)
             feeding = Feeding(
                 queue.url, queue.source(), "fifo", self.board, self.slot, *ends, lambda: None,
-                queue.directory.network is not None,
+                queue.poll_interval_s, queue.directory.network is not None,
             )  # fmt: skip
             Feeder(feeding, process).run(lambda: self.is_dead)
 

@@ -169,6 +169,7 @@ def keeper_acts(prepare: Callable[[PoolStage], Callable[[], object]], expected: 
                     raised = None
                     act()
                     stage.later(TIMEOUT_S + 1 if number >= 3 else 1)  # the record was lost
+                    keeper._served_ns = 0  # it was served all that time
                     keeper.keep()
             assert stage.states() == [expected], stage.states()
             for name in stage.files(f"{KEPT}/counts"):
@@ -236,7 +237,12 @@ def vanished(stage: PoolStage) -> None:
 def reap(stage: PoolStage) -> Callable[[], object]:
     """So it has expired."""
     vanished(stage)
-    return stage.pool.keeper.keep
+
+    def reaping() -> None:
+        stage.pool.keeper._served_ns = 0  # it was served all that time
+        stage.pool.keeper.keep()
+
+    return reaping
 
 
 def sweep(stage: PoolStage) -> Callable[[], object]:
@@ -247,7 +253,7 @@ def sweep(stage: PoolStage) -> Callable[[], object]:
     stage.later(TIMEOUT_S + 1)
 
     def sweeping() -> None:
-        stage.pool.keeper._sweep_at_ns = 0
+        stage.pool.keeper._sweep_at_ns = stage.pool.keeper._served_ns = 0
         stage.pool.keeper.keep()
 
     return sweeping
@@ -289,6 +295,9 @@ def requeue(stage: Stage) -> Try:
         if stage.states() != ["waits"]:
             assert raised is not None or stage.has_met(errno.ENOENT)
             act()
+        if stage.states() == ["deferred"]:  # it could not be put back into errors/, and comes by itself
+            stage.later(OURS_S + 1)
+            stage.pool.keeper.keep()
         assert stage.states() == ["waits"]
 
     return Try(stage.process, act, check)

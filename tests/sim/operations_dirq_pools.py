@@ -75,6 +75,7 @@ def claim(stage: Stage) -> Try:
                 worker.release(answers.pop())  # it could not be opened
             stage.later(seconds)
             stage.pool.keeper._sweep_at_ns = 0 if seconds else 10**19
+            stage.pool.keeper._served_ns = 0  # it was served all that time
             stage.pool.keeper.keep()
             answers.append(pools.claimed(worker))
         assert answers[-1] is not None, "nobody gets it"
@@ -132,7 +133,7 @@ def keeper_acts(prepare: Callable[[PoolStage], Callable[[], object]], expected: 
                     act()
                     if number >= 3:  # the record was lost when putting it back failed too
                         stage.later(MAX_LOCK_S)
-                        keeper._sweep_at_ns = 0
+                        keeper._sweep_at_ns = keeper._served_ns = 0
                     stage.later()
                     keeper.keep()
             assert stage.place() == expected, stage.place()
@@ -182,7 +183,7 @@ def stale(stage: PoolStage) -> Callable[[], object]:
     stage.later(MAX_LOCK_S + 1)
 
     def sweeping() -> None:
-        stage.pool.keeper._sweep_at_ns = 0
+        stage.pool.keeper._sweep_at_ns = stage.pool.keeper._served_ns = 0
         stage.pool.keeper.keep()
 
     return sweeping

@@ -28,7 +28,7 @@ from workers.board import Q
 from workers.errors import QueueMissing, QueueRefused, QueueUnavailable
 from workers.keeper import QueueKeeper, Release
 from workers.queues import names
-from workers.queues.base import Cause, Settings
+from workers.queues.base import POLL_S, Cause, Settings
 from workers.queues.feeder import Feeder, Feeding
 from workers.queues.scan import Incoming
 from workers.queues.spool import Spool
@@ -275,7 +275,7 @@ def feed(stage: Stage) -> Try:
     reader = process.hold(pipe)
     worker.attach(replace(pool._consumer(0), feed=cast(Process, worker.system).hold(pipe)))
     source, network = Incoming(worker.directory.incoming, process), worker.network is not None
-    feeding = Feeding(worker.url, source, "fifo", pool.board, pool.slot, reader, reader, lambda: None, network)
+    feeding = Feeding(worker.url, source, "fifo", pool.board, pool.slot, reader, reader, lambda: None, POLL_S, network)
     feeder = Feeder(feeding, process)
 
     def run(steps: int = 8) -> None:

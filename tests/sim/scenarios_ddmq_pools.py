@@ -280,6 +280,7 @@ def ddmq_pools_skewed(settle: str) -> Made:
     one, two = two_hosts(world, ledger)
     a = one.worker(0)
     claim = taken(a, ledger)
+    world.moved_ns += 20 * S  # its keeper has been there for a while
     two.keeper_process.skew_ns = 2 * TIMEOUT_S * S
     acts: list[Act] = [("A", process_of(a), work(a, ledger, settle, holds=claim))]
     return world, ledger, [*acts, ("L", two.keeper_process, pools.reap(two))]

@@ -15,6 +15,7 @@ from tests.sim.ledger import Ledger
 from tests.sim.scenarios import SETTLES, Act, add
 from tests.sim.scenarios_claims import Made, process, taken_for_dead, two_hosts, waiting
 from workers.board import Q
+from workers.queues.base import POLL_S
 from workers.queues.feeder import Feeder, Feeding
 from workers.queues.scan import Incoming
 
@@ -95,7 +96,7 @@ def fed(*, messages: int = 1, steps: int = 4) -> Made:
     system = world.process(120, "one")
     ends = system.hold(pipe)
     feeder = Feeder(
-        Feeding("q", Incoming(f"{QUEUE}/incoming", system), "fifo", one.board, 0, ends, ends, lambda: None),
+        Feeding("q", Incoming(f"{QUEUE}/incoming", system), "fifo", one.board, 0, ends, ends, lambda: None, POLL_S),
         system,
     )
 

@@ -107,7 +107,9 @@ def _remove_kernel_queues() -> None:
 
 def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
     """In one go, for each block stands on those before it."""
-    first, shell, produce, components, others, drop_in, ddmq, kernel, operate, background, fragments = README.of("sh")
+    first, shell, produce, components, others, drop_in, ddmq, kernel, operate, background, fragments, fit = README.of(
+        "sh"
+    )
 
     said = reader.type(first)
     packed = reader.place / "packed"
@@ -163,6 +165,10 @@ def test_every_command_of_the_readme_does_what_it_says(reader: Reader) -> None:
         'order = "fifo"  # default',
     ):
         assert line in said.splitlines(), said
+
+    said = reader.type(fit)
+    assert "good for this host" in said
+    assert not (reader.place / ".doctor").exists()
 
 
 def test_what_is_shown_and_not_run_has_a_reason() -> None:

@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import tokenize
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,13 @@ KERNEL_ALLOWED = {
     "time.gmtime": "pure: turns a number into a date",
     "time.strftime": "pure: turns a date into text",
 }
+# What makes code, or objects of any kind, of what it is given.
+EVALUATING = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "code", "codeop", "runpy"}
+EVALUATORS = {
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
+    "tempfile.mktemp", "logging.config.fileConfig", "logging.config.dictConfig",
+}  # fmt: skip
+IMPORTERS = ("workers.handler", "orchestrator.cli", "orchestrator.daemon", "orchestrator.bench.")
 # By prefix, the first that fits; in each package what is not named here has the last place.
 LEVELS = (
     ("workers.queues.", ADAPTER),
@@ -73,6 +81,7 @@ LEVELS = (
     ("orchestrator.__main__", TOP),
     ("orchestrator.demo", TOP),
     ("orchestrator.bench", TOP),
+    ("orchestrator.doctor", TOP),
     ("orchestrator.master", MASTER),
     ("orchestrator.config", CONFIG),
     ("orchestrator.", MIDDLE),
@@ -194,6 +203,33 @@ def test_no_file_is_exempted_as_a_whole() -> None:
     for module, path in sources().items():
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             assert not pattern.search(line), f"{module}, line {number}: name the rule"
+
+
+def test_security_rules_are_on_and_each_exception_says_why() -> None:
+    """For the product no rule of the static check is left out as a whole, and none without a reason."""
+    lint = tomllib.loads(text_of(ROOT / "pyproject.toml", "what is checked"))["tool"]["ruff"]["lint"]
+    assert {"S", "B", "BLE", "G", "PL", "PGH"} <= set(lint["select"])
+    ignored = {**lint["per-file-ignores"], "": lint["ignore"]}
+    for pattern, rules in ignored.items():
+        assert pattern.startswith("tests/") or not [rule for rule in rules if re.match(r"S\d", rule)], pattern
+    for module, path in sources().items():
+        for number, comment in comments_of(path).items():
+            # An assert that is kept says by its own text what it is for.
+            unsaid = re.match(r"noqa: (?!S101)S\d++(?! - \w)", comment)
+            assert not unsaid, f"{module}, line {number}: say why"
+
+
+def test_nothing_that_is_read_is_evaluated() -> None:
+    """No text becomes code, but a module by the name that the operator, or this program itself, has given."""
+    found = []
+    for module in sources():
+        found += [f"{module} imports {name}" for name in imports(module) if name.partition(".")[0] in EVALUATING]
+        for node in ast.walk(tree(module)):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            is_importer = called.endswith("import_module") and not module.startswith(IMPORTERS)
+            if called in EVALUATORS or is_importer:
+                found.append(f"{module}, line {node.lineno}: {called}")  # type: ignore[attr-defined]
+    assert not found, "\n".join(found)
 
 
 # ---- import direction

@@ -21,7 +21,7 @@ def test_what_one_writes_the_other_reads(tmp_path):
 
 def test_a_board_is_for_its_user_only_and_its_reader_cannot_write(tmp_path):
     Board.create(tmp_path / "board")
-    assert os.stat(tmp_path / "board").st_mode & 0o777 == 0o600
+    assert os.stat(tmp_path / "board").st_mode & 0o777 == 0o400
     with pytest.raises(TypeError):
         Board.open(tmp_path / "board").header.words[0] = 1
 

@@ -442,9 +442,10 @@ def test_scale_asks_the_master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(control, "request", request)
     with master(tmp_path, "a"):
+        pid = rundir.find(tmp_path, "a").pid
         assert "in of pool a: 3 workers wanted" in ran("scale", "in", "3", "--run-dir", str(tmp_path)).stdout
         ran("scale", "in", "-1", "--run-dir", str(tmp_path), code=2)
-    assert asked == [(tmp_path / "a" / "control", "scale", {"queue": "in", "workers": 3})]
+    assert asked == [(tmp_path / "a" / "control", "scale", {"pid": pid, "queue": "in", "workers": 3})]
 
 
 def test_status_shows_queues_and_workers_and_no_markup_of_a_name(tmp_path: Path) -> None:
@@ -475,6 +476,18 @@ def test_status_while_the_board_is_missing_says_so(tmp_path: Path) -> None:
     with master(tmp_path, "a"):
         (tmp_path / "a" / "board").unlink()
         assert "starting or has just ended" in ran("status", "--run-dir", str(tmp_path), code=1).stderr
+
+
+def test_a_pool_whose_board_is_damaged_hides_no_other_from_status(tmp_path: Path) -> None:
+    """In a run directory of root's each pool may be another user's."""
+    with master(tmp_path, "a", "b", "c"):
+        (tmp_path / "a" / "board").unlink()
+        (tmp_path / "b" / "board").unlink()
+        (tmp_path / "b" / "board").write_text("no board")
+        result = ran("status", "--run-dir", str(tmp_path), "--json", code=1)
+        assert [json.loads(line)["name"] for line in result.stdout.splitlines()] == ["c"]
+        assert f"{tmp_path}/a/board is not there" in result.stderr
+        assert f"{tmp_path}/b/board is no board" in result.stderr
 
 
 def test_output_that_nobody_takes_is_an_error_with_one_line_and_exit_code_1():

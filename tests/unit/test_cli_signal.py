@@ -142,6 +142,19 @@ def test_a_master_that_was_stopped_is_waited_for_no_longer_than_asked(tmp_path: 
         assert "said nothing for 0.1 s" in said.stderr
 
 
+@pytest.mark.parametrize("words", [("signal", "usr1"), ("scale", "in", "2")], ids=["signal", "scale"])
+def test_nothing_is_asked_at_the_socket_of_another_process(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Its user has put a link to the socket of another pool, or of any program of root's, in place of his own."""
+    with master(tmp_path, "a") as process, master(tmp_path, "b") as other:
+        (tmp_path / "a" / "control").unlink()
+        (tmp_path / "a" / "control").symlink_to(tmp_path / "b" / "control")
+        said = ran(*words, "--run-dir", str(tmp_path), "--name", "a", code=1)
+        assert f"is not of process {process.pid}: nothing was asked" in said.stderr
+        for name, one in (("a", process), ("b", other)):
+            ran("signal", "hup", "--run-dir", str(tmp_path), "--name", name)
+            assert came(one) == "SIGHUP"  # and nothing before it
+
+
 def test_a_pool_without_that_file_is_not_signalled(tmp_path: Path) -> None:
     with master(tmp_path, "a") as process:
         assert "has no state" in ran("signal", "usr2", "--run-dir", str(tmp_path), code=1).stderr

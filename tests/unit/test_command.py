@@ -70,7 +70,9 @@ def has_ended(pid: int, seconds: float = 10) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([pidfd], [], [], seconds)[0])
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
     finally:
         os.close(pidfd)
 
@@ -154,37 +156,11 @@ def test_a_hostile_name_is_never_shell_text_even_in_a_here_document(
     assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "cat '{path}'",
-        'cat "$HOME/{name}"',
-        "sh -c 'cat {path}'",
-        "echo \\{name}",
-        "echo 'a\\' '{name}'",
-        'echo "\\"{name}"',
-    ],
-)
-def test_a_placeholder_that_is_quoted_already_is_refused_at_once(script: str) -> None:
+def test_a_placeholder_that_would_not_be_one_argument_is_refused_at_once() -> None:
     with pytest.raises(HandlerError, match="is quoted in the shell command; take the quotes"):
-        shell(script)
-
-
-@pytest.mark.parametrize(
-    "script",
-    [
-        "cat {path}",
-        "echo 'it' {path} \"x\"",
-        "echo \\' {path} \\\"",
-        "echo $(basename {path})",
-        "echo '\\' {path}",
-        'echo "a\\"b" {path}',
-        "echo \\\\{path}",
-        "awk '{print}'",
-    ],
-)
-def test_a_placeholder_outside_quotes_is_accepted(script: str) -> None:
-    assert shell(script).shell
+        shell("cat '{path}'")
+    with pytest.raises(HandlerError, match="stands in a text that sh reads as commands"):
+        Command(["sh", "-c", "cat {path}"])
 
 
 def test_exit_0_is_done_and_75_is_retry(make: Make) -> None:

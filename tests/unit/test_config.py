@@ -112,12 +112,14 @@ def test_settings_carry_every_key_to_the_queue():
     queue = QueueConfig(
         name="q", url="/q", handler="m:h", order="any", max_attempts=7, retry_backoff=2, retry_backoff_max=9,
         crash_limit=4, lease_interval=1, lease_timeout=5, stale_after=50, keep_done=0, keep_errors=60, create=False,
+        watch="poll", poll_interval=0.5,
     )  # fmt: skip
     settings = queue.settings()
     assert (settings.order, settings.max_attempts, settings.crash_limit, settings.create) == ("any", 7, 4, False)
     assert (settings.retry_backoff_s, settings.retry_backoff_s_max) == (2.0, 9.0)
     assert (settings.lease_interval_s, settings.lease_timeout_s, settings.stale_after_s) == (1.0, 5.0, 50.0)
     assert (settings.keep_done_s, settings.keep_errors_s) == (0.0, 60.0)
+    assert (settings.watch, settings.poll_interval_s) == ("poll", 0.5)
 
 
 def test_unset_lease_times_stay_the_queues_own(read):
@@ -140,6 +142,28 @@ ERRORS = {
     "no worker": ("workers = 0", 4, "[[queue]] 1 workers", "must be at least 1, not 0"),
     "too many workers": ("workers = 1025", 4, "[[queue]] 1 workers", "must be at most 1024"),
     "unknown order": ('order = "fifoo"', 4, "[[queue]] 1 order", "did you mean fifo?"),
+    "unknown watch": ('watch = "notify"', 4, "[[queue]] 1 watch", "did you mean inotify?"),
+    "truth for a watch": ("watch = true", 4, "[[queue]] 1 watch", "must be auto, inotify or poll, not true"),
+    "no pause at all": ("poll_interval = 0", 4, "[[queue]] 1 poll_interval", "longer than 0"),
+    "pause too short": ('poll_interval = "0.5ms"', 4, "[[queue]] 1 poll_interval", "must be 1ms or longer"),
+    "watched kernel queue": (
+        '[[queue]]\nurl = "mqueue:/m"\nhandler = "m:h"\nwatch = "inotify"',
+        7,
+        "[[queue]] 2 watch",
+        "the kernel wakes",
+    ),
+    "polled kernel queue": (
+        '[[queue]]\nurl = "mqueue:/m"\nhandler = "m:h"\npoll_interval = 1',
+        7,
+        "[[queue]] 2 poll_interval",
+        "poll_interval is not possible",
+    ),
+    "watched set": (
+        '[[queue]]\nurl = "set:dirq-simple:/a,dirq-simple:/b"\nhandler = "m:h"\nwatch = "inotify"',
+        7,
+        "[[queue]] 2 watch",
+        "a set is polled",
+    ),
     "no duration": ('retry_backoff = "soon"', 4, "[[queue]] 1 retry_backoff", 'such as "90s"'),
     "negative keep_done": ("keep_done = -1", 4, "[[queue]] 1 keep_done", "not -1"),
     "infinite duration": ("keep_errors = inf", 4, "[[queue]] 1 keep_errors", "not inf"),
@@ -185,6 +209,18 @@ ERRORS = {
     "command as one text": ('[[queue]]\nurl = "/r"\ncommand = "ls"', 6, "[[queue]] 2 command", "with shell = true"),
     "empty command": ('[[queue]]\nurl = "/r"\ncommand = []', 6, "[[queue]] 2 command", "must name a program"),
     "number in a command": ('[[queue]]\nurl = "/r"\ncommand = [\n"ls",\n5]', 8, "[[queue]] 2 command", "must be text"),
+    "quoted placeholder": (
+        '[[queue]]\nurl = "/r"\nshell = true\ncommand = "gzip \'{path}\'"',
+        7,
+        "[[queue]] 2 command",
+        "{path} is quoted in the shell command; take the quotes",
+    ),
+    "placeholder in a text for a shell": (
+        '[[queue]]\nurl = "/r"\ncommand = ["env", "sh", "-ec", "gzip {path}"]',
+        6,
+        "[[queue]] 2 command",
+        "{path} stands in a text that sh reads as commands",
+    ),
     "words for a shell": (
         '[[queue]]\nurl = "/r"\nshell = true\ncommand = ["a", "b"]',
         7,
@@ -354,6 +390,8 @@ def test_a_file_without_queues_is_refused_unless_only_the_rest_is_asked_for(read
         (b"a" * (FILE_SIZE_MAX + 1), None, "larger"),
         (b"x = " + b"[" * 9000, None, "TOML"),
         (b"x = " + b"9" * 9000, None, "TOML"),
+        (b"x = " + b"[" * 80 + b"]" * 80, None, "more than 64 tables and lists in each other"),
+        (b"a" + b" . 'a'" * 90000 + b" = 1", None, "more than 64 tables and lists in each other"),
         (b"[pool", 1, "TOML"),
         (b"a = 1\n[pool]\n\nb = \n", 4, "TOML"),
     ],
@@ -362,6 +400,16 @@ def test_a_file_that_is_no_toml_keeps_its_line(refused, content, line, text):
     ((found_line, _, found),) = refused(content)
     assert found_line == line
     assert text in found
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("/dev/zero", "is no regular file"), ("/proc/self/mem", "annot be read"), ("loop.toml", "Too many levels")],
+)
+def test_what_is_read_without_end_or_not_at_all_is_a_sentence(tmp_path, target, said):
+    (tmp_path / "loop.toml").symlink_to(target)
+    with pytest.raises(ConfigError, match=said):
+        load((tmp_path / "loop.toml",), flags={}, environment={})
 
 
 def test_a_missing_file_is_a_sentence(tmp_path):
@@ -742,6 +790,15 @@ def test_the_run_directory_is_per_user_and_never_in_anothers_directory(tmp_path)
     assert run_directory(own, uid + 1) == Path(f"/tmp/orchestrator-{uid + 1}")
     assert run_directory({"XDG_RUNTIME_DIR": str(tmp_path / "none")}, 0) == Path("/run/orchestrator")
     assert run_directory({}, 5) == Path("/tmp/orchestrator-5")
+
+
+def test_where_anybody_could_replace_what_lies_in_tmp_the_run_directory_is_elsewhere(tmp_path, monkeypatch):
+    """As in a container whose /tmp is an empty volume: there the run directory would be refused."""
+    monkeypatch.setattr("orchestrator.config_values.TEMPORARY", str(tmp_path))
+    usual = "/tmp/orchestrator-5"
+    for mode, place in ((0o1777, usual), (0o755, usual), (0o777, "/dev/shm/orchestrator-run-5")):
+        tmp_path.chmod(mode)
+        assert run_directory({}, 5) == Path(place)
 
 
 def test_the_host_name_can_stand_in_a_file_name(monkeypatch):

@@ -181,6 +181,48 @@ def test_all_files_that_cannot_be_read_are_told_at_once_and_nothing_else(write):
     assert all("no regular file; move it out" in said[index] for index in (2, 3, 5))
 
 
+@pytest.mark.parametrize("where", ["base.toml", "conf/10.toml", "conf", "shelf", "shelf/real.toml"])
+def test_what_everybody_may_write_is_refused_by_its_own_name(write, where):
+    """The file, its directory, the one of fragments, and what a link leads to; whoever writes there runs programs."""
+    here = write(base=BASE, conf__10="", shelf__real="")
+    os.symlink("../shelf/real.toml", here / "conf" / "20.toml")
+    assert read(here, "base.toml", "conf").warnings == ()
+    mode = (here / where).stat().st_mode & 0o777
+    (here / where).chmod(mode | 0o002)
+    said = refused(here, "base.toml", "conf")
+    told = where.replace("shelf/real", "conf/20")
+    assert [one.partition(": ")[0] for one in said] == [told]
+    assert f"everybody may write into it (mode {mode | 2:04o}), and whoever may write a configuration" in said[0]
+    result = CliRunner().invoke(check, [str(here / "base.toml"), str(here / "conf")])
+    assert (result.exit_code, "chmod o-w it" in result.stderr) == (1, True)
+
+
+def test_in_a_directory_like_tmp_a_file_is_safe_and_a_directory_of_fragments_is_not(write):
+    here = write(conf__10=BASE)
+    (here / "conf").chmod(0o1777)
+    assert read(here, "conf/10.toml").warnings == ()
+    (said,) = refused(here, "conf")
+    assert said.startswith("conf: everybody may write into it (mode 1777)")
+
+
+def test_that_a_group_may_write_is_said_once_and_a_file_that_nobody_can_write_is_fine(write, monkeypatch):
+    here = write(conf__10=BASE, conf__20="")
+    (here / "conf").chmod(0o775)
+    monkeypatch.setattr("workers.trust._is_private_group", lambda _gid, _uid: False)
+    (said,) = read(here, "conf").warnings
+    assert "may write into it (mode 0775), and whoever may write a configuration runs programs as its reader" in said
+    (here / "conf").chmod(0o777)
+    real = os.statvfs
+    fields = 10  # f_flag is one of the ten that a tuple has, in its place
+
+    def read_only(path: str) -> os.statvfs_result:
+        found = list(real(path))[:fields]
+        return os.statvfs_result([*found[:8], found[8] | os.ST_RDONLY, *found[9:]])
+
+    monkeypatch.setattr("os.statvfs", read_only)
+    assert read(here, "conf").warnings == ()
+
+
 def test_a_link_to_a_file_is_followed_and_paths_in_it_start_where_the_link_is(write):
     here = write(base=BASE, available__x='[[queue]]\nurl = "x"\nhandler = "m:h"\n')
     (here / "conf").mkdir()

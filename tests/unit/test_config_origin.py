@@ -27,10 +27,12 @@ VALUES = {
         "command": (["a"], ["b"]), "forward": ("spool:/f1", "spool:/f2"), "components": (["m:A"], ["m:B", "m:C"]),
         "options": ({"x": 1}, {"x": 2}), "event_map": ({"start": "a"}, {"start": "b"}),
         "output": ("spool:/o1", "spool:/o2"), "output_limit": (1, 2), "output_wait": ("1s", "2s"), "workers": (1, 2),
-        "order": ("fifo", "any"), "time_limit": ("1s", "2s"), "max_attempts": (1, 2), "retry_backoff": ("1s", "2s"),
+        "order": ("fifo", "any"), "time_limit": ("1s", "2s"), "max_message_size": (1, 2),
+        "max_attempts": (1, 2), "retry_backoff": ("1s", "2s"),
         "retry_backoff_max": ("1m", "2m"), "crash_limit": (1, 2), "lease_interval": ("1s", "2s"),
         "lease_timeout": ("60s", "70s"), "stale_after": ("10m", "11m"), "state_dir": ("/d1", "/d2"),
         "keep_done": ("1s", "2s"), "keep_errors": ("1s", "2s"), "create": (False, True),
+        "watch": ("inotify", "poll"), "poll_interval": ("1s", "2s"),
     },
     "metrics": {"listen": ("127.0.0.1:1", "none")},
     "daemon": {

@@ -4,21 +4,28 @@ test_daemon - who a daemon becomes, and what passes between it and its launcher
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import pwd
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from orchestrator import identity, rundir
-from orchestrator.daemon import TEXT_MAX, Launcher
+from orchestrator import identity, launch, rundir
+from orchestrator.config import Config
+from orchestrator.daemon import TEXT_MAX, Launcher, Serve
 from orchestrator.identity import Identity, IdentityError, identify
 from orchestrator.rundir import RunDirError
+from tests.waiting import until
+from workers.system import process_state
 
 NOBODY = 12345  # nobody's number
 
@@ -99,6 +106,92 @@ def test_a_fault_in_a_call_that_logs_is_shown_and_stops_nobody(
     channel[0].handle(logging.LogRecord("test_daemon", logging.ERROR, "here", 1, "%d", ("no number",), None))
     assert "Logging error" in capsys.readouterr().err
     assert received(channel[1]) == []
+
+
+def _end_in(seconds: int) -> None:
+    """End this forked process where nobody else does: not by the handler of the test that it was forked from."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
+
+
+@pytest.mark.parametrize(
+    "packets",
+    [
+        [b'{"pid": %(stranger)d}', b'{"ended": 1}'],
+        [b'{"pid": "x"}', b'{"error": {"a": 1}}', b'{"ended": "\\u001b[2J"}'],
+        [b"", b"no JSON"],
+        [b"[" * 60000, b"3", b'{"ended": 1}'],
+    ],
+    ids=["another process", "other types", "nothing", "no JSON"],
+)
+def test_whoever_has_the_channel_has_nobody_ended_but_the_daemon(
+    packets: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root launches; a handler of the user that the daemon has become says what it likes before the pool is ready."""
+    stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    def become(config: Config, serve: Serve, launcher: Launcher) -> NoReturn:
+        if os.fork() == 0:
+            _end_in(20)
+            launcher.name_myself()
+            channel = socket.socket(fileno=launcher.fileno())
+            with contextlib.suppress(OSError):  # the launcher has heard enough
+                for packet in packets:
+                    channel.send(packet.replace(b"%(stranger)d", b"%d" % stranger.pid))
+            signal.pause()
+        os._exit(0)
+
+    monkeypatch.setattr(launch, "become", become)
+    monkeypatch.setattr(launch, "END_S", 0.2)
+    try:
+        found = launch.launch(Config.model_construct(), lambda _: 0)
+        assert stranger.poll() is None
+    finally:
+        stranger.communicate(b"\n")
+    assert found.code == 1
+    assert not found.is_ready
+    assert found.pid != stranger.pid
+    until(lambda: process_state(found.pid) in (None, "Z"))  # collected by whom it was given to
+
+
+def test_a_daemon_that_named_itself_a_moment_before_the_interrupt_is_ended_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    named = tmp_path / "named"
+
+    def become(config: Config, serve: Serve, launcher: Launcher) -> NoReturn:
+        if os.fork() == 0:
+            _end_in(20)
+            launcher.name_myself()
+            named.with_suffix(".new").write_text(str(os.getpid()))
+            named.with_suffix(".new").rename(named)
+            signal.pause()
+        os._exit(0)
+
+    def follow(*_: object) -> NoReturn:
+        until(named.exists)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "become", become)
+    monkeypatch.setattr(launch._Waiting, "follow", follow)
+    with pytest.raises(KeyboardInterrupt):
+        launch.launch(Config.model_construct(), lambda _: 0)
+    assert process_state(int(named.read_text())) in (None, "Z")
+
+
+def test_what_comes_up_the_channel_is_bounded_and_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def become(config: Config, serve: Serve, launcher: Launcher) -> NoReturn:
+        channel = socket.socket(fileno=launcher.fileno())
+        for number in range(launch.REASONS_MAX + 10):
+            channel.send(json.dumps({"error": f"\x1b[2J{number}" + "x" * TEXT_MAX}).encode())
+        launcher.ended(1)
+        os._exit(0)
+
+    monkeypatch.setattr(launch, "become", become)
+    found = launch.launch(Config.model_construct(), lambda _: 0)
+    assert len(found.reasons) == launch.REASONS_MAX
+    assert found.reasons[0].startswith(r"\x1b[2J0x")
+    assert {len(reason) for reason in found.reasons} == {TEXT_MAX}
 
 
 # ---- identity

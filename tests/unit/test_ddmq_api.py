@@ -404,7 +404,8 @@ def test_what_is_published_while_the_names_are_read_is_not_overlooked(tmp_path: 
     def scandir(path: str) -> Any:
         listed = real(path)
         if path.endswith("/q"):
-            entries = list(listed)  # type: ignore[call-overload]
+            with listed as found:
+                entries = list(found)
             Broker(tmp_path).publish("q", "later", priority=1000)
             kernel.replaced.pop("scandir", None)
             return _Entries(entries)

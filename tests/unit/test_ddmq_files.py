@@ -97,6 +97,78 @@ def test_a_claim_of_an_original_that_expires_in_the_middle_of_a_second_is_one(be
     assert bench.files.touch(name, 1538638400) == f"1538638400.{NAME}"
 
 
+def test_of_two_hosts_that_know_old_names_one_claims_a_message(tmp_path: Path) -> None:
+    """
+    Both claim it to the same second; the second one's client still knows under which name it waited.
+
+    Where the claim's name is the same file, such a client takes the rename for done, without asking the server.
+    """
+    benches = [Bench(tmp_path), Bench(tmp_path)]
+    for bench in benches:
+        bench.kernel.network = "nfs"
+    benches[0].files.publish(NAME, b"data")
+    first = benches[0].files.take(NAME, 1000)
+
+    def rename(source: str, target: str) -> None:
+        if not os.path.exists(target):
+            os.rename(source, target)
+
+    benches[1].kernel.replaced["rename"] = rename
+    assert benches[1].files.take(NAME, 1000) is None
+    assert first is not None
+    assert parse_work(first) == (1001, NAME)
+    assert [*benches[0].files.working()] == [first]
+
+
+def test_a_claim_on_a_network_filesystem_has_digits_that_no_other_has(bench: Bench) -> None:
+    assert bench.claimed() == f"1000.{NAME}"
+    bench.files.remove(f"1000.{NAME}")
+    bench.kernel.network = "nfs"
+    files = QueueFiles(str(bench.root), "q", bench.kernel)
+    claims = set()
+    for _ in range(20):
+        files.publish(NAME, b"data")
+        claim = files.take(NAME, 1000)
+        assert claim is not None
+        claims.add(claim)
+        touched = files.touch(claim, 2000)
+        assert touched is not None
+        assert parse_work(touched) == (2001, NAME)
+        claims.add(touched)
+        assert files.remove(touched)
+    assert len(claims) == 40
+
+
+@pytest.mark.parametrize("call", ["open", "rename"])
+def test_what_a_network_filesystem_calls_stale_is_gone(bench: Bench, call: str) -> None:
+    """Its client knew the name still, and asked for the file: another host has it. That is a lost race."""
+    bench.files.publish(NAME, b"data")
+    bench.kernel.network = "nfs"
+    files = QueueFiles(str(bench.root), "q", bench.kernel)
+    path = f"{files.path}/{NAME}"
+    if call == "open":
+        bench.fail(errno.ESTALE, "open")
+        with pytest.raises(FileNotFoundError):
+            files.read(path)
+    else:
+        bench.fail(errno.ESTALE, "rename")
+        assert files.take(NAME, 1000) is None
+
+
+def test_a_claim_whose_reply_was_lost_was_made(bench: Bench) -> None:
+    """On a network filesystem the rename is sent again, and told ENOENT; a claim's name is nobody else's."""
+    bench.files.publish(NAME, b"data")
+    bench.kernel.network = "nfs"
+
+    def sent_twice(source: str, target: str) -> None:
+        os.rename(source, target)
+        os.rename(source, target)
+
+    bench.kernel.replaced["rename"] = sent_twice
+    claim = bench.files.take(NAME, 1000)
+    assert [claim] == [*bench.files.working()]
+
+
 def test_a_file_that_no_memory_holds_is_no_message(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     path = bench.root / "q" / NAME
     path.touch()

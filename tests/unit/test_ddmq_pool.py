@@ -35,6 +35,7 @@ from tests.schedules import schedules
 from workers.board import Q, W
 from workers.ddmq.aside import set_aside
 from workers.ddmq.broker import Broker
+from workers.ddmq.names import TEMPORARY
 from workers.errors import ClaimLost, InputGone, NotSupported, QueueMissing, QueueRefused, QueueUnavailable
 from workers.message import Claim, Message
 from workers.queues.ddmq import open_ddmq
@@ -103,12 +104,13 @@ def message(text: object = "content", **fields: object) -> dict[str, object]:
 
 def counted(pool: DdmqPool) -> dict[str, int]:
     """How many messages there are in each state; what is empty is left out. Anything unknown is a state."""
+    work = [TEMPORARY.match(name) is None for name in os.listdir(pool.place / "work")]
     found = {
         "waiting": sum(".ddmq" in name and name != "ddmq.yaml" for name in os.listdir(pool.place)),
-        "claimed": len(os.listdir(pool.place / "work")),
+        "claimed": sum(work),
         "deferred": len(os.listdir(beside(pool, "deferred"))),
         "errors": len([name for name in os.listdir(beside(pool, "errors")) if not name.endswith(".meta")]),
-        "left over": sum(name.endswith(".tmp") for name in os.listdir(pool.place.parent)),
+        "left over": sum(name.endswith(".tmp") for name in os.listdir(pool.place.parent)) + work.count(False),
     }
     return {state: count for state, count in found.items() if count}
 
@@ -401,6 +403,16 @@ def test_Q13_a_half_written_message_is_left_until_it_is_whole(pool):
     assert body(pool.claim()) == b"content"
 
 
+def test_Q13_on_a_network_filesystem_what_is_half_written_may_come_when_the_server_is_back(make):
+    pool = make(network="nfs")
+    lay(pool, b"")
+    pool.rounds(10, every_s=20)
+    assert pool.queue.claim() is None
+    lay(pool, message("whole"))
+    pool.rounds(1)
+    assert body(pool.claim()) == b"whole"
+
+
 def test_a_message_that_becomes_whole_a_moment_later_is_claimed_at_once(pool):
     lay(pool, b"")
     pool.system.sleep = lambda seconds: lay(pool, message()) and None
@@ -531,6 +543,17 @@ def test_a_worker_killed_before_its_claim_takes_no_claim_of_another_with_it(make
     assert messages(pool) == {"claimed": 1}
     settle(other.queue, "done", theirs)
     assert (messages(pool), counts_of(pool, name)) == ({}, (0, 0))
+
+
+def test_a_record_says_which_digits_a_claim_has_on_a_network_filesystem(make):
+    pool = make()
+    put(pool)
+    claim = pool.claim()
+    hand = hand_in(pool.queue.beside.record_of(pool.queue._owner)[0])
+    assert hand.work_names() == (claim.work_name,) == tuple(os.listdir(pool.place / "work"))
+    assert bool(claim.fraction) == bool(pool.network)
+    touched = hand.touched(hand.now + 10)
+    assert touched.work_names() == (claim.work_name, f"0{hand.now + 10}{claim.work_name[len(str(hand.now)) :]}")
 
 
 def before_call(system: FakeSystem, nth: int, act: Callable[[], object]) -> list[str]:
@@ -732,6 +755,24 @@ def test_who_let_his_claim_expire_is_told_so_and_settles_nothing(apart):
             settle(pool.queue, verb, claim)
         assert messages(pool) == {"claimed": 1}
         settle(other.queue, "done", again)
+
+
+def test_an_expired_claim_that_only_its_user_may_move_fails_no_round(pool, monkeypatch, caplog):
+    """In a sticky work/ anybody can leave such a file."""
+    stuck = f"{pool.queue.files.work}/1.999.17000000002.ddmqb"
+    lay(pool, message("expired"))
+    pool.queue.files.take("999.17000000001.ddmqa", int(now(pool)) + 1)
+    Path(stuck).write_bytes(b"stuck")
+
+    def hook(name, arguments):
+        if name == "rename" and arguments[0] == stuck:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), stuck)
+
+    pool.keeper_system.before = hook
+    monkeypatch.setattr(pool.keeper_system, "geteuid", lambda: os.geteuid() + 1, raising=False)
+    pool.world.advance(TIMEOUT_S + 2)
+    assert pool.keeper.keep().too_old == 1
+    assert caplog.text.count("cannot be moved and stays") == 1
 
 
 def test_an_input_that_was_removed_before_its_time_was_not_given_to_another(pool):
@@ -1161,6 +1202,21 @@ def test_a_claim_of_a_program_that_is_gone_waits_again_when_it_has_expired(pool)
     assert (claim.name, claim.waiting, claim.crashes) == (name, "5.17000000001.ddmqa", 1)
 
 
+@pytest.mark.parametrize(("timeout", "lasts_s"), [(None, TIMEOUT_S), (100, 100)])
+def test_on_a_network_filesystem_a_claim_that_is_born_expired_lasts_as_long_as_it_was_to(make, timeout, lasts_s):
+    """Of an original on a host whose clock is an hour behind. Neither a keeper of ours takes it, nor a cleaning."""
+    pool = make(network="nfs")
+    broker, waiting = Broker(str(pool.place.parent), system=pool.system), "999.17000000001.ddmqa"
+    lay(pool, message(timeout=timeout), waiting)
+    os.rename(pool.place / waiting, pool.place / "work" / f"{int(now(pool)) + lasts_s - 3600}.{waiting}")
+    for _ in range(4):
+        assert pool.rounds(every_s=lasts_s / 5).too_old == 0
+        broker.clean("queue", force=True)
+    assert messages(pool) == {"claimed": 1}
+    assert pool.rounds(every_s=lasts_s / 5 + 2).too_old == 1
+    assert body(pool.claim()) == b"content"
+
+
 def test_of_two_keepers_that_find_a_claim_expired_one_gives_it_back(apart):
     """The second one comes at each call of the first; one crash is counted, and there is one message."""
     nth = 0
@@ -1170,7 +1226,7 @@ def test_of_two_keepers_that_find_a_claim_expired_one_gives_it_back(apart):
         other = apart(pool, host="two")
         name = lay(pool, message(), f"5.1700000000{nth}.ddmqa")
         pool.queue.files.take(f"5.{name}", int(now(pool)) + 1)
-        pool.world.advance(5)
+        pool.world.advance(15)
         reaped = []
         made = before_call(pool.keeper_system, nth, lambda other=other, reaped=reaped: reaped.append(kept_of(other)))
         reaped.append(pool.keeper.keep().too_old)
@@ -1262,7 +1318,7 @@ def test_on_a_full_disk_what_is_due_or_expired_comes_back_though_its_counts_cann
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     pool.keeper_system.before = full
-    pool.rounds(3)
+    pool.rounds(3, every_s=5)
     assert messages(pool) == {"waiting": 2}
     assert "counts of" in caplog.text
 
@@ -1326,7 +1382,7 @@ def test_one_release_that_fails_keeps_no_other_release_and_nothing_that_is_due_o
     pool.keeper_system.before = fail
     for _ in range(6):
         with suppress(QueueUnavailable):
-            pool.rounds(1)
+            pool.rounds(1, every_s=3)
     assert messages(pool) == {"waiting": 3, "claimed": 1}
     with pytest.raises(QueueUnavailable, match=r"Input/output error"):
         pool.rounds(1)  # and it is told

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,22 @@ def test_a_setting_of_a_wrong_type_is_an_error_that_names_the_file(tmp_path: Pat
             do()
         assert str(tmp_path / "q" / "ddmq.yaml") in str(caught.value)
         assert caught.value.error == "settings"
+
+
+@pytest.mark.parametrize("line", ["a{}x", "a{}", "a: b{}x", "a:{}'x", "a: 'x'{}y"])
+def test_a_line_of_a_million_blanks_holds_up_nobody(line: str) -> None:
+    """Read in one go, it takes no time; looked at from each blank anew, it took hours."""
+    text = line.format(" " * 1_000_000)
+    found: object = None
+    with suppress(SettingsError):
+        found = loads(text, "f")
+    assert found in (None, {"a": text[3:]})
+
+
+def test_a_file_without_end_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "ddmq.yaml").symlink_to("/dev/zero")
+    with pytest.raises(SettingsError, match="is larger than 1048576 bytes"):
+        SettingsFiles(str(tmp_path), SYSTEM).read("")
 
 
 def test_a_file_that_is_no_text_is_an_error(tmp_path: Path) -> None:

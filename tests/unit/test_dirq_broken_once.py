@@ -235,11 +235,14 @@ def test_another_users_directory_keeps_nobody_from_the_rest(pool):
     put(pool)
 
     def forbid(call, arguments):
-        if call == "scandir" and str(arguments[0]).endswith("/00000001"):
+        if call in ("scandir", "listdir") and str(arguments[0]).endswith("/00000001"):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), arguments[0])
 
     (pool.place / "00000001").mkdir()
-    pool.system.before = forbid
+    pool.system.before = pool.keeper_system.before = forbid
+    assert (pool.queue.depth().waiting, pool.queue.waiting_count(), len(list(pool.queue.list()))) == (1, 1, 1)
+    assert pool.queue.waiting_count_max() >= 1
+    assert pool.keeper.depth(is_exact=True).waiting == 1
     claim = pool.claim()
     assert Message(claim, "").body == b"content"
 

@@ -650,11 +650,78 @@ def test_an_add_whose_reply_was_lost_adds_once(bench: Bench) -> None:
     assert not list(bench.place.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("call", ["lstat", "utime", "link", "open", "mkdir"])
+def test_what_a_network_filesystem_calls_stale_is_gone(bench: Bench, call: str) -> None:
+    """Its client knew the name still, and asked for the file: another host has ended it. That is a lost race."""
+    name = bench.add()
+    is_used = call in (("lstat", "utime", "link", "open") if bench.kind == "simple" else ("mkdir", "lstat", "open"))
+    real = getattr(SYSTEM, call)
+
+    def stale(path: str, *more: Any) -> Any:
+        if name in path:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return real(path, *more)
+
+    bench.kernel.network = "nfs"
+    bench.kernel.replaced[call] = stale
+    assert (bench.elements.open_locked(name) is None) == is_used
+
+
+class ByHandle(Kernel):
+    """A client of a network filesystem that knows an old name, and acts on what was moved from there to *away*."""
+
+    def __init__(self, old: Path, away: Path) -> None:
+        super().__init__()
+        self.network = "nfs"
+
+        def acting(call: str) -> Callable[..., Any]:
+            def act(path: str, *more: Any) -> Any:
+                is_that = Path(path) == old or (away.is_dir() and old in Path(path).parents)
+                return getattr(SYSTEM, call)(path.replace(str(old), str(away)) if is_that else path, *more)
+
+            return act
+
+        self.replaced.update({call: acting(call) for call in ("lstat", "utime", "link", "open", "mkdir")})
+
+
+def test_what_is_taken_out_stays_locked_on_a_network(bench: Bench, tmp_path: Path) -> None:
+    """Until it is back: a host that still knows its name would lock it where it lies, and handle it at once."""
+    bench.kernel.network = "nfs"
+    name, away = bench.locked(), tmp_path / "away"
+    assert bench.elements.take_out(name, str(away))
+    other = KINDS[bench.kind](str(bench.place), system=ByHandle(bench.place / name, away))
+    assert other.open_locked(name) is None
+    assert other.lock(name) is None
+    assert bench.elements.put_in(str(away), name) == name
+    found = bench.another.open_locked(name)
+    assert found is not None
+    os.close(found[1])
+
+
+def test_a_lock_that_was_broken_and_taken_again_before_it_is_taken_away_stays(tmp_path: Path) -> None:
+    bench = Bench("simple", tmp_path)
+    bench.kernel.network = "nfs"
+    name, away = bench.locked(), tmp_path / "away"
+    assert bench.elements.take_out(name, str(away))
+    os.utime(away, (1000, 1000))
+    locked = []
+
+    def meanwhile() -> None:
+        if (bench.place / name).exists() and not locked:
+            bench.another.break_lock(name, lambda lock: lock.at_ns < 2000 * 10**9)
+            locked.append(bench.another.lock(name))
+
+    for call in ("lstat", "rename"):
+        bench.kernel.hooks[call] = meanwhile
+    assert bench.elements.put_in(str(away), name) == name
+    assert locked[0] is not None
+    assert bench.another.is_held(locked[0])
+
+
 def test_a_move_whose_reply_was_lost_is_a_move(bench: Bench, tmp_path: Path) -> None:
     name, away = bench.locked(), tmp_path / "away"
     bench.lose_reply("rename", errno.ENOENT)
     assert bench.elements.take_out(name, str(away))
-    assert bench.elements.found_lock(name) is None
 
     def lost(source: str, target: str) -> None:
         os.rename(source, target)
@@ -748,6 +815,22 @@ def test_what_cannot_be_taken_apart_is_removed_all_the_same(schema: Bench) -> No
     assert schema.elements.count() == 0
     for path in (schema.place / "obsolete").iterdir():
         os.utime(path, (1, 1))
+    assert schema.elements.sweep(SYSTEM.wall_ns(), None).temporary == 1
+    assert not list((schema.place / "obsolete").iterdir())
+
+
+@pytest.mark.parametrize("kept_as", [".nfs000000000002001400000001", ".fuse_hidden0000000a00000001"])
+def test_a_part_that_nfs_keeps_while_it_is_open_keeps_no_element_from_being_removed(
+    schema: Bench, kept_as: str
+) -> None:
+    """It lies there under a name of the mount's own, in obsolete/ too, until whoever has it open has closed it."""
+    name = schema.locked()
+    (schema.place / name / kept_as).touch()
+    assert schema.elements.remove(name)
+    assert schema.elements.count() == 0
+    (left,) = (schema.place / "obsolete").iterdir()
+    assert os.listdir(left) == [kept_as]
+    os.utime(left, (1, 1))
     assert schema.elements.sweep(SYSTEM.wall_ns(), None).temporary == 1
     assert not list((schema.place / "obsolete").iterdir())
 

@@ -46,6 +46,7 @@ from workers.queues import names
 from workers.queues.beside import encoded
 from workers.queues.dirq import Dirq
 from workers.queues.dirq_url import open_dirq
+from workers.queues.reckoning import START_S
 
 KINDS = (SIMPLE, SCHEMA)
 STALE_S = 100.0
@@ -207,6 +208,32 @@ def test_a_file_in_the_way_of_what_is_kept_is_refused(make, tmp_path):
     (tmp_path / "queue.pool" / "counts").touch()
     with pytest.raises(QueueRefused, match="counts is in the way"):
         make()
+
+
+@pytest.mark.parametrize("code", [0, errno.EPERM, errno.EOPNOTSUPP])
+def test_where_nobody_can_tell_whether_a_lock_is_still_his_the_queue_is_refused(make, code):
+    """Each name of a file has an inode of its own (sshfs), or a file has one name only (code: what link says)."""
+    pool = make()
+    system = pool.keeper_system
+    real_lstat, real_link = system.lstat, system.link
+
+    def lstat(path):
+        found = list(real_lstat(path))
+        found[1] = hash(path)
+        return os.stat_result(found[:10])
+
+    def link(source, target):
+        if code:
+            raise OSError(code, os.strerror(code), source)
+        real_link(source, target)
+
+    system.lstat, system.link = lstat, link
+    if pool.kind == SCHEMA:
+        pool.keeper.check()
+    else:
+        with pytest.raises(QueueRefused, match="locked by hard links"):
+            pool.keeper.check()
+    assert everything(pool) == {}
 
 
 def opened_at(tmp_path: Path, url: str) -> Dirq:
@@ -381,7 +408,7 @@ def test_a_release_to_errors_that_is_tried_again_is_there_once(fresh):
     for pool, what, raised in fail_each(fresh, release_the_dead, prepare=hold_for_later, of=keeper_of, settings=limit):
         assert raised is None or isinstance(raised, QueueUnavailable), what
         release_the_dead(pool)
-        pool.rounds(2, every_s=STALE_S)
+        pool.rounds(9, every_s=STALE_S / 4)
         assert everything(pool) == {"errors": [b"content"]}, what
         assert os.listdir(beside(pool, "held")) == os.listdir(beside(pool, "counts")) == [], what
 
@@ -586,6 +613,16 @@ def test_a_lock_that_nobody_touches_is_broken_counted_as_a_crash_and_at_the_limi
     assert counts_of(pool, name) == (0, 0)
     (meta,) = metas(pool)
     assert (meta["crashes"], meta["reason"]) == (2, "its holder was gone 2 times")
+
+
+def test_a_lock_that_was_stale_before_the_pool_started_is_broken_as_soon_as_its_age_is_believed(pool):
+    """And not only at the next sweep that the calendar has: somebody waits for what is to be empty."""
+    pool.queue.elements.lock(put(pool))
+    old_s = 3 * STALE_S
+    for path in pool.place.rglob("*"):
+        os.utime(path, (path.stat().st_mtime - old_s,) * 2)
+    assert pool.rounds(int(START_S) - 1).too_old == 0
+    assert pool.rounds(3).too_old == 1
 
 
 def test_a_stale_lock_counts_in_the_same_round_however_often_there_is_one(pool):
@@ -962,6 +999,45 @@ def test_a_retry_waits_out_of_the_queue_and_comes_back_under_its_name_with_its_c
     assert (claim.name, claim.attempt, claim.crashes, Message(claim, "").body) == (name, 2, 0, b"content")
 
 
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_of_two_keepers_one_lets_it_wait_again(fresh, is_finished):
+    """The other one comes at each call of the first, where no rename can be told to replace nothing; or finishes it."""
+
+    def missing(*_):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    nth = 0
+    while True:
+        nth += 1
+        pool = fresh()
+        other = DirqPool(pool.place, pool.world, pool.kind, host="two", pid=2001, network=pool.network)
+        pool.keeper_system.rename_noreplace = other.keeper_system.rename_noreplace = missing
+        put(pool)
+        settle(pool.queue, "retry", pool.claim())
+        pool.world.advance(2)
+        calls = []
+
+        def come(*_, calls=calls, nth=nth, other=other):
+            calls.append("")
+            if len(calls) == nth:
+                other.keeper.keep()
+                if is_finished and (claim := other.queue.claim()) is not None:
+                    settle(other.queue, "done", claim)
+
+        pool.keeper_system.before = come
+        pool.keeper.keep()
+        pool.keeper_system.before = None
+        if len(calls) < nth:
+            break
+        for _ in range(2):
+            if (claim := pool.queue.claim()) is not None:
+                assert claim.attempt == 2, nth
+                settle(pool.queue, "done", claim)
+                assert everything(pool) == {}, nth
+        assert everything(pool) == {}, nth
+    assert nth > 10
+
+
 def test_the_backoff_doubles_up_to_its_bound(pool):
     pool.queue.settings = replace(FOREIGN_SETTINGS, retry_backoff_s=2.0, retry_backoff_s_max=10.0)
     for attempt, most in ((1, 2), (2, 4), (3, 8), (4, 10), (5000, 10)):
@@ -1283,7 +1359,7 @@ def test_put_leaves_no_trace_when_any_call_fails(fresh):
         states = everything(pool)
         is_there = raised is None or (raised.is_unknown and "waiting" in states)
         assert states.keys() <= {"left over", *(("waiting",) if is_there else ())}, what
-        pool.rounds(2, every_s=STALE_S)  # what could not be taken away is swept
+        pool.rounds(9, every_s=STALE_S / 4)  # what could not be taken away is swept
         assert everything(pool) == ({"waiting": [b"content"]} if is_there else {}), what
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import http.client
 import json
 import logging
@@ -10,14 +12,16 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from socketserver import TCPServer
+from typing import NamedTuple, SupportsIndex
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from orchestrator import exporter
-from orchestrator.exporter import ExporterError, acceptable, address, bind, index_page, serve
+from orchestrator.exporter import HEADERS, ExporterError, acceptable, address, bind, index_page, serve
+from tests.waiting import until
 from workers.board import SEQUENCES, TEXTS, Board, Header, HeaderText, MasterState, Q, QueueState, QueueText, W
 from workers.board import WorkerState as State
 from workers.system import SYSTEM, System
@@ -54,22 +58,30 @@ class Site:
     def say(self, raw: bytes) -> bytes:
         """Everything that is answered to *raw* until the end of the stream."""
         with socket.create_connection(self.where, timeout=30) as client:
-            client.sendall(raw)
-            client.shutdown(socket.SHUT_WR)
-            return b"".join(iter(lambda: client.recv(65536), b""))
+            # What is refused at its beginning may be answered and closed before its end was sent.
+            with contextlib.suppress(OSError):
+                client.sendall(raw)
+                client.shutdown(socket.SHUT_WR)
+            said = b""
+            with contextlib.suppress(ConnectionError):
+                while part := client.recv(65536):
+                    said += part
+            return said
 
 
 Serve = Callable[..., Site]
 
 
 @pytest.fixture
-def serving() -> Iterator[Serve]:
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Serve boards until the end of the test."""
+    monkeypatch.setattr(exporter._Server, "timeout", 0.01)  # to leave soon
     leave = threading.Event()
     running: list[tuple[threading.Thread, socket.socket]] = []
 
-    def start(board: Board, system: System = SYSTEM) -> Site:
-        listener, _ = bind(("127.0.0.1", 0), is_default=False)
+    def start(board: Board, system: System = SYSTEM, listener: socket.socket | None = None) -> Site:
+        if listener is None:
+            listener, _ = bind(("127.0.0.1", 0), is_default=False)
         assert listener is not None
         thread = threading.Thread(
             target=serve, args=(listener, board), kwargs={"should_leave": leave.is_set, "system": system}
@@ -127,6 +139,7 @@ def test_metrics_are_openmetrics_when_asked_for(site: Site, accept: str) -> None
     "accept",
     [
         "application/openmetrics-text;version=abc",
+        "application/openmetrics-text;version=1.0.0 1",
         "application/openmetrics-text;version=1.0.0\r\n Set-Cookie:x",
         "application/openmetrics-text;version=2.0.0x",
         "text/plain;version=9.a.9",
@@ -137,7 +150,7 @@ def test_metrics_are_openmetrics_when_asked_for(site: Site, accept: str) -> None
     ],
 )
 def test_hostile_accept_header_gets_the_plain_text(site: Site, accept: str) -> None:
-    raw = site.say(b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: " + accept.encode("latin-1") + b"\r\n\r\n")
+    raw = site.say(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: " + accept.encode("latin-1") + b"\r\n\r\n")
     head, _, body = raw.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert b"text/plain; version=0.0.4" in head
@@ -194,7 +207,33 @@ def test_index_links_the_pages_and_escapes_names(site: Site) -> None:
     assert "<title>orchestrator</title>" in index_page("")
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "/../../etc/passwd", "/metrics/", "//metrics/x", "/%2e%2e/", "*"])
+def test_the_headers_forbid_what_a_page_of_another_site_could_do_with_ours() -> None:
+    policy = dict(part.split(" ", 1) for part in HEADERS["Content-Security-Policy"].split("; "))
+    assert policy == dict.fromkeys(("default-src", "base-uri", "form-action", "frame-ancestors"), "'none'")
+    assert HEADERS["X-Content-Type-Options"] == "nosniff"
+    assert HEADERS["X-Frame-Options"] == "DENY"
+    assert HEADERS["Cache-Control"] == "no-store"
+    assert HEADERS["Referrer-Policy"] == "no-referrer"
+    assert HEADERS["Cross-Origin-Resource-Policy"] == "same-origin"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "/../../etc/passwd",
+        "/metrics/",
+        "//metrics/x",
+        "/%2e%2e/",
+        "*",
+        "/%6detrics",
+        "/.",
+        "/;/metrics",
+        "/metrics%00",
+        "http://localhost/metrics",
+        "/%0d%0aSet-Cookie:%20x",
+    ],
+)
 def test_anything_else_is_not_found(site: Site, path: str) -> None:
     answer = site.ask(path)
     assert answer.status == 404
@@ -205,9 +244,7 @@ def test_anything_else_is_not_found(site: Site, path: str) -> None:
 def test_every_answer_has_the_security_headers_and_head_has_no_body(site: Site, path: str) -> None:
     got, head = site.ask(path), site.ask(path, "HEAD")
     for answer in (got, head):
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["cache-control"] == "no-store"
-        assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+        assert answer.headers.items() >= {name.lower(): text for name, text in HEADERS.items()}.items()
         assert answer.headers["server"] == "orchestrator"
     assert head.status == got.status
     assert int(got.headers["content-length"]) == len(got.body) > 0
@@ -225,16 +262,101 @@ def test_other_methods_are_refused_with_what_is_allowed(site: Site, method: str)
     ("raw", "status"),
     [
         (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", b" 414 "),
+        (b"GET /" + b"a" * exporter.HEAD_BYTES_MAX, b" 414 "),
         (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200 + b"\r\n", b" 431 "),
+        (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 10_000 + b"\r\n", b" 431 "),
+        (b"GET / HTTP/1.1\r\nx: " + b"y" * exporter.HEAD_BYTES_MAX + b"\r\n\r\n", b" 431 "),
+        (b"GET / HTTP/1.1\r\n" + (b"x: " + b"y" * 1000 + b"\r\n") * 40 + b"\r\n", b" 431 "),
         (b"GET / HTTP/9.9\r\n\r\n", b" 505 "),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b" 505 "),
+        (b"GET /api/status\r\n\r\n", b" 505 "),
+        (b"GET /api/status HTTP/0.9\r\n\r\n", b" 505 "),
+        (b"GET / HTTP/\xb2.1\r\n\r\n", b" 400 "),
         (b"\x16\x03\x01\x02\x00\x01\n", b" 400 "),
+        (b"GET /\r\n", b" 505 "),
+        (b"GET / a\x1b]0;b\x07 <script> HTTP/1.1\r\n\r\n", b" 400 "),
+        (b"GET /\0 HTTP/1.1\r\n\r\n", b" 404 "),
     ],
 )
 def test_malformed_requests_are_refused_in_plain_text(site: Site, raw: bytes, status: bytes) -> None:
     answer = site.say(raw)
     assert answer.startswith(b"HTTP/1.1" + status)
-    assert b"<" not in answer
+    assert b"\r\nX-Content-Type-Options: nosniff\r\n" in answer
+    assert b"\r\nContent-Type: text/plain; charset=utf-8\r\n" in answer
+    assert b"\x1b" not in answer
     assert site.ask("/healthz").status == 200
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"GET /healthz HTTP/1.1\r\n\r\n" * 3,
+        b"GET /healthz HTTP/1.1\r\nConnection: keep-alive\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1c\r\nGET /healthz HTTP/1.1\r\n\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 0\r\nContent-Length: 28\r\n\r\nGET /healthz HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+    ],
+)
+def test_a_connection_is_one_request_whatever_follows_it(site: Site, raw: bytes) -> None:
+    """No pipelining, no body: there is nothing that could be read as a second request."""
+    assert site.say(raw).count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:9464", "localhost.evil.example", "[::1", "a b", "::1"])
+def test_a_page_whose_name_was_made_to_resolve_to_this_host_reads_nothing(site: Site, host: str) -> None:
+    """DNS rebinding: the browser asks us, and says whose page it is for in Host."""
+    for path in ("/api/status", "/metrics", "/"):
+        answer = site.ask(path, Host=host)
+        assert answer.status == 421
+        assert b"loopback" in answer.body
+        assert b"inbox" not in answer.body
+    twice = f"GET /metrics HTTP/1.1\r\nHost: localhost\r\nHost: {host}\r\n\r\n"
+    assert site.say(twice.encode()).startswith(b"HTTP/1.1 421 ")
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:9464", "[::1]:9464", "192.0.2.7", "localhost", "LocalHost:80", socket.gethostname()]
+)
+def test_who_asks_by_an_address_or_this_hosts_name_is_answered(site: Site, host: str) -> None:
+    assert site.ask("/metrics", Host=host).status == 200
+
+
+def test_a_request_without_host_is_answered(site: Site) -> None:
+    """A browser always sends one; a load balancer that speaks HTTP/1.0 does not."""
+    assert site.say(b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+    assert site.say(b"GET /healthz HTTP/1.1\r\nHost:\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("where", "is_local"),
+    [
+        *((where, True) for where in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1")),
+        *((where, False) for where in ("0.0.0.0", "::", "::ffff:192.0.2.7", "fe80::1%1")),  # noqa: S104
+    ],
+)
+def test_a_loopback_address_is_known_in_each_way_to_write_it(where: str, is_local: bool) -> None:
+    assert exporter.is_loopback(where) == is_local
+
+
+def test_where_everybody_may_connect_every_name_is_answered(serving: Serve) -> None:
+    """Who listens on an outer address is asked by names that this host does not know."""
+    listener, _ = bind(("0.0.0.0", 0), is_default=False)  # noqa: S104 - what is tested
+    assert listener is not None
+    answer = serving(ready_board(), listener=listener).ask("/metrics", Host="pool.example:9464")
+    assert answer.status == 200
+
+
+def test_a_fault_of_ours_is_told_without_a_traceback(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> dict[str, object]:
+        raise RuntimeError("a secret of ours")
+
+    monkeypatch.setattr(exporter, "snapshot", fail)
+    answer = site.ask("/api/status")
+    assert (answer.status, answer.body) == (500, b"the exporter failed at this; its log says why\n")
+    assert "a secret of ours" in caplog.text
+    assert site.ask("/metrics").status == 200
 
 
 def test_client_that_leaves_early_harms_nobody(site: Site, capfd: pytest.CaptureFixture[str]) -> None:
@@ -256,12 +378,30 @@ def test_requests_are_logged_for_debugging_only_and_escaped(site: Site, caplog: 
     assert not any("\x1b" in record.getMessage() for record in lines)
 
 
-def test_connection_beyond_the_limit_is_closed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+class Jumping(System):
+    """A clock that a test moves; it counts the pauses and makes none."""
+
+    def __init__(self) -> None:
+        self.now_ns = SYSTEM.boottime_ns()
+        self.pauses = 0
+
+    def boottime_ns(self) -> int:
+        return self.now_ns
+
+    def sleep(self, seconds: float | SupportsIndex) -> None:
+        self.pauses += 1
+
+
+def test_connection_beyond_the_limit_is_told_so(serving: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that have just come are given time; the third gets an answer, with the headers of every answer."""
     monkeypatch.setattr(exporter, "CONNECTIONS_MAX", 2)
+    site = serving(ready_board(), Jumping())
     idle = [socket.create_connection(site.where, timeout=30) for _ in range(2)]
     try:
-        with socket.create_connection(site.where, timeout=30) as third:
-            assert third.recv(1) == b""
+        answer = site.ask("/metrics")
+        assert answer.status == 503
+        assert answer.body.endswith(b"connections already; try again in a moment\n")
+        assert answer.headers.items() >= {name.lower(): text for name, text in HEADERS.items()}.items()
     finally:
         for client in idle:
             client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
@@ -270,23 +410,69 @@ def test_connection_beyond_the_limit_is_closed(site: Site, monkeypatch: pytest.M
             client.close()
 
 
+def test_who_dawdles_makes_way_for_a_scraper(serving: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 connect and say nothing, or one byte; a second later a scrape is answered, each time."""
+    monkeypatch.setattr(exporter._Handler, "timeout", None)  # they leave for no other reason
+    system = Jumping()
+    site = serving(ready_board(), system)
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(socket.create_connection(site.where, timeout=30)) for _ in range(500)]
+        for client in idle[1::2]:
+            with contextlib.suppress(ConnectionError):
+                client.sendall(b"G")
+        refused = [client for client in idle[exporter.CONNECTIONS_MAX :] if client.recv(12) == b"HTTP/1.1 503"]
+        assert len(refused) == 500 - exporter.CONNECTIONS_MAX
+        system.now_ns += 2 * exporter.DAWDLES_NS
+        for _ in range(5):
+            assert site.ask("/metrics").status == 200
+        assert idle[0].recv(1) == b""
+
+
 def test_request_that_takes_too_long_is_cut_off(serving: Serve) -> None:
     """The clock jumps by a minute while a client has said half a line."""
-
-    class Jumping(System):
-        ahead_ns = 0
-
-        def __init__(self) -> None:
-            self.boottime_ns = lambda: SYSTEM.boottime_ns() + self.ahead_ns  # type: ignore[method-assign]
-
     system = Jumping()
     site = serving(ready_board(), system)
     with socket.create_connection(site.where, timeout=30) as slow:
         slow.sendall(b"GET /metr")
         assert site.ask("/healthz").status == 200  # the slow one was accepted before this one
-        system.ahead_ns = 60 * 10**9
+        system.now_ns += 60 * 10**9
         while slow.recv(65536):
             pass
+
+
+def test_a_client_that_reads_no_answer_is_cut_off(
+    serving: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer fills the buffers of both sides; the thread that writes it meets the end of its time."""
+    caplog.set_level(logging.DEBUG, logger="orchestrator.exporter")
+    monkeypatch.setattr(exporter, "index_page", lambda _: "x" * 50_000_000)
+    system = Jumping()
+    site = serving(ready_board(), system)
+    with socket.create_connection(site.where, timeout=30) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert client.recv(1)
+        assert site.ask("/healthz").status == 200
+        system.now_ns += 60 * 10**9
+        until(lambda: "went away" in caplog.text)
+
+
+def test_without_descriptors_the_server_waits_and_goes_on(
+    serving: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """accept(2) fails ten times while a client waits: a pause each time, one line of the log, then the answer."""
+    left = [OSError(errno.EMFILE, "Too many open files")] * 10
+    real = TCPServer.get_request
+
+    def get_request(server: TCPServer) -> tuple[socket.socket, object]:
+        if left:
+            raise left.pop()
+        return real(server)
+
+    monkeypatch.setattr(TCPServer, "get_request", get_request)
+    system = Jumping()
+    assert serving(ready_board(), system).ask("/healthz").status == 200
+    assert system.pauses == 10
+    assert caplog.text.count("cannot accept a client") == 1
 
 
 def test_many_scrapes_at_once_are_all_answered(site: Site) -> None:

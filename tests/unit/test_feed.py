@@ -84,6 +84,10 @@ class Watch:
     def __init__(self, clock: Clock) -> None:
         self.clock, self.is_polling = clock, False
         self.come: list[str | None] = []
+        self.covered = False
+
+    def is_covered(self) -> bool:
+        return self.covered
 
     def arrivals(self, timeout_s: float) -> list[str] | None:
         come, self.come = self.come, []
@@ -96,9 +100,11 @@ class Bench:
     """One queue of one host: a directory, a pipe, a feeder made afresh by feeder()."""
 
     def __init__(
-        self, place: Path, clock: Clock, *, order: str = "any", workers: int = 2, peers: int = 1, rank: int = 0
-    ) -> None:
+        self, place: Path, clock: Clock, *, order: str = "any", workers: int = 2, peers: int = 1, rank: int = 0,
+        is_network: bool = False, poll_interval_s: float = 0.1,
+    ) -> None:  # fmt: skip
         self.place, self.clock, self.order = place, clock, order
+        self.is_network, self.poll_interval_s = is_network, poll_interval_s
         self.board = Board.create()
         self.slot = self.board.take_queue("queue", "spool:/queue")
         self.words = self.board.queues[self.slot].words
@@ -110,7 +116,8 @@ class Bench:
     def another_feeder(self) -> Feeder:
         found = Feeding(
             "spool:/queue", Incoming(str(self.place), self.clock), self.order, self.board, self.slot,
-            self.reader, self.writer, watch=lambda: self.watch,
+            self.reader, self.writer, watch=lambda: self.watch, is_network=self.is_network,
+            poll_interval_s=self.poll_interval_s,
         )  # fmt: skip
         return Feeder(found, self.clock)
 
@@ -393,7 +400,6 @@ def test_an_arrival_is_fed_in_a_packet_of_its_own(bench, incoming) -> None:
     one.watch.come = fill(incoming, 3)
     one.steps(3)
     assert one.packets() == [["000000"], ["000001"], ["000002"]]
-    assert one.words[Q.WATCH] == 1
 
 
 def test_what_arrives_during_a_pass_is_fed_after_it(bench, incoming) -> None:
@@ -442,15 +448,78 @@ def test_after_an_overflow_the_directory_is_looked_at(bench, incoming) -> None:
     assert sorted(one.fed()) == names
 
 
-def test_without_inotify_the_distance_of_passes_grows_to_a_tenth_of_a_second(bench, incoming) -> None:
-    one = bench()
-    one.for_s(10)
-    start_ns = one.clock.now_ns
+@pytest.mark.parametrize("is_network", [False, True])
+@pytest.mark.parametrize("interval_s", [0.02, 0.1, 1.0, 30.0])
+def test_where_it_is_polled_a_message_is_found_within_the_interval_and_looks_are_few(
+    bench, incoming, interval_s, is_network
+) -> None:
+    """After a rest of a hundred intervals, at each of ten moments within one."""
+    one = bench(poll_interval_s=interval_s, is_network=is_network)
+    passes = []
+    one.clock.on_listed = lambda: passes.append(1)
+    one.for_s(100 * interval_s)
+    assert len(passes) <= 100 * 2 + 20
+    for number in range(10):
+        one.for_s(10 * interval_s * (1 + number / 10))
+        start_ns = one.clock.now_ns
+        (incoming / str(number)).touch()
+        while not one.fed():
+            one.feeder.step()
+        assert one.clock.now_ns - start_ns <= interval_s * SECOND_NS
+        (incoming / str(number)).unlink()
+
+
+def test_hosts_that_saw_one_message_do_not_look_together_ever_after(bench, incoming) -> None:
+    """A hundred feeders on one clock: ten intervals later no tenth of an interval has half of the looks."""
+    looks = []
+    for _ in range(100):
+        one = bench(poll_interval_s=1.0, is_network=True)
+        one.for_s(10)
+        one.clock.on_listed = lambda one=one: looks.append((one.clock.now_ns - 1_000 * SECOND_NS) // (SECOND_NS // 10))
+        one.for_s(1)
+    assert len(looks) >= 100
+    assert max(looks.count(tenth) for tenth in looks) < len(looks) / 2
+
+
+def test_a_watch_that_sees_no_other_hosts_is_helped_by_a_pass_each_interval(bench, incoming) -> None:
+    """At each of ten moments within a second."""
+    one = bench(poll_interval_s=0.2, is_network=True)
+    one.watch = Watch(one.clock)
+    for number in range(10):
+        one.for_s(5.1)
+        start_ns = one.clock.now_ns
+        (incoming / str(number)).touch()  # and no event of it
+        while not one.fed():
+            one.feeder.step()
+        assert one.clock.now_ns - start_ns <= SECOND_NS // 5 + SECOND_NS // 1000
+        (incoming / str(number)).unlink()
+
+
+def test_where_it_is_polled_one_message_is_soon_followed_by_the_look_for_the_next(bench, incoming) -> None:
+    """After a rest of a minute, at which a look came but once a second."""
+    one = bench(poll_interval_s=1.0, is_network=True)
+    one.for_s(60)
     fill(incoming, 1)
     while not one.fed():
         one.feeder.step()
-    assert one.clock.now_ns - start_ns <= SECOND_NS // 10
-    assert one.words[Q.WATCH] == 2
+    one.for_s(0.02)
+    start_ns = one.clock.now_ns
+    (incoming / "next").touch()
+    while "next" not in one.fed():
+        one.feeder.step()
+    assert one.clock.now_ns - start_ns <= SECOND_NS // 20
+
+
+def test_a_watch_that_a_mount_covers_is_set_anew(bench, incoming) -> None:
+    one = bench()
+    covered = one.watch = Watch(one.clock)
+    one.for_s(1)
+    covered.covered = True
+    fresh = one.watch = Watch(one.clock)
+    one.for_s(2)
+    fresh.come, covered.come = fill(incoming, 1), ["000001"]
+    one.steps(3)
+    assert (one.fed(), covered.come) == (["000000"], ["000001"])
 
 
 def test_while_nothing_comes_one_pass_a_second_is_made(bench) -> None:
@@ -531,10 +600,11 @@ def test_a_directory_that_was_away_is_watched_when_it_is_back(bench, incoming) -
     one.clock.error = errno.ENOENT
     end_ns = one.clock.now_ns + 3 * SECOND_NS
     one.feeder.run(lambda: one.clock.now_ns > end_ns)
-    assert one.words[Q.WATCH] == 2
     one.clock.error, one.watch = 0, Watch(one.clock)
     one.for_s(0.1)
-    assert one.words[Q.WATCH] == 1
+    one.watch.come = fill(incoming, 1)
+    one.steps(2)
+    assert one.fed() == ["000000"]
 
 
 def test_a_long_list_is_no_silence(bench) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.unit.test_feed import Bench, Clock, Watch
 from workers.ddmq.files import QueueFiles, waiting_key
+from workers.queues.base import POLL_S
 from workers.queues.ddmq_look import Waiting
 from workers.queues.feed import PACKETS, Reader
 from workers.queues.feeder import BATCH_MAX, Feeder, Feeding
@@ -26,7 +27,7 @@ class UrgentBench(Bench):
     def another_feeder(self) -> Feeder:
         found = Feeding(
             "ddmq:/root/queue", self.source(), self.order, self.board, self.slot,
-            self.reader, self.writer, watch=lambda: self.watch,
+            self.reader, self.writer, watch=lambda: self.watch, poll_interval_s=POLL_S,
         )  # fmt: skip
         return Feeder(found, self.clock)
 

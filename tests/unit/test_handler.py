@@ -88,6 +88,14 @@ def test_a_file_of_the_current_directory_cannot_stand_in_for_the_standard_librar
     assert f"{directory / 'colorsys.py'} was not taken" in text
 
 
+def test_nothing_is_imported_from_a_directory_into_which_everybody_may_write(directory: Path) -> None:
+    directory.chmod(0o1777)
+    assert "not in the current directory, for everybody may write into it" in refusal("mine:handle")
+    assert str(directory) not in sys.path
+    directory.chmod(0o755)
+    assert callable(resolve("mine:handle"))
+
+
 def test_a_dotted_name_a_class_and_a_callable_object_are_handlers(message: Message) -> None:
     counting = resolve("mine:Counting")
     assert [counting(message), counting(message)] == [Retry(1), Retry(2)]

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig import LOOKS, Pool, Q, Rig, World
+from tests.rig import LOOKS, Pool, Q, Rig, World, lose_ctimes
 from tests.schedules import schedules
 from workers.board import Slot
 from workers.errors import ClaimLost, QueueUnavailable
 from workers.message import Claim
 from workers.queues import names
+from workers.queues.reckoning import Reckoning
 
 
 def leases(rig: Rig) -> dict[str, int]:
@@ -196,6 +197,53 @@ def test_each_beat_renames_the_lease_to_the_next_number(rig):
     assert leases(rig) == {"one": 4}
     pool.keeper.leave()
     assert leases(rig) == {}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_server_that_was_away_has_not_set_its_clock(rig, when, caplog):
+    """The beat waits for half a minute, and is done at its beginning or at its end."""
+    pool = rig.pool()
+    pool.rounds(2)
+
+    def away(call, arguments):
+        if call == "rename" and ".pool/leases/" in arguments[0]:
+            setattr(pool.keeper_system, when, None)
+            rig.world.advance(29.0)
+
+    rig.world.advance(1.0)
+    setattr(pool.keeper_system, when, away)
+    pool.rounds(3)
+    probe = rig.path / "tmp" / "probe"
+    probe.touch()
+    now_ns = pool.keeper_system.lstat(str(probe)).st_ctime_ns
+    assert abs(pool.keeper.lease.filesystem_now_ns() - now_ns) < 1e9
+    assert "clock was set" not in caplog.text
+
+
+@pytest.mark.parametrize(("stepped_s", "said"), [(0, 0), (-28, 0), (300, 1), (-300, 1)])
+def test_a_clock_that_was_read_half_a_minute_late_was_set_only_if_that_cannot_explain_it(rig, stepped_s, said, caplog):
+    """The reading, by which nothing is old before its time, was made some time in that half a minute."""
+    pool = rig.pool()
+    system = pool.keeper_system
+    reckoning = Reckoning(system, pool.keeper._slot, "spool:/q")
+    reckoning.note(system.boottime_ns() + 10**18)
+    asked_ns = system.boottime_ns()
+    rig.world.advance(30.0)
+    reckoning.note(system.boottime_ns() + 10**18 + stepped_s * 10**9, asked_ns)
+    assert caplog.text.count("clock was set") == said
+
+
+def test_where_a_rename_moves_no_ctime_the_filesystems_clock_goes_on_all_the_same(rig):
+    """As on sshfs: a file's ctime is its mtime, which a rename keeps."""
+    pool = rig.pool()
+    lose_ctimes(pool.keeper_system)
+    pool.rounds()
+    before_ns = pool.keeper.lease.filesystem_now_ns()
+    for _ in range(3):
+        rig.world.advance(1.0)
+        pool.rounds()
+    passed_s = (pool.keeper.lease.filesystem_now_ns() - before_ns) / 1e9
+    assert 2.5 < passed_s < 10
 
 
 def test_no_beat_before_its_time_and_at_once_after_a_failed_one(rig):

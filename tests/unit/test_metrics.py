@@ -19,7 +19,7 @@ from orchestrator import usage as usage_module
 from orchestrator.metrics import registry
 from orchestrator.reading import BoardReader
 from orchestrator.status import is_healthy, is_ready, snapshot
-from orchestrator.usage import PSS_INTERVAL_NS, UsageReader
+from orchestrator.usage import PSS_INTERVAL_NS, TICK_NS, UsageReader
 from workers.board import (
     EXIT_REASONS,
     OUTCOMES,
@@ -66,7 +66,9 @@ EXPECTED = {
     "orchestrator_queue_messages": ("gauge", {"queue", "state"}),
     "orchestrator_queue_oldest_message_age_seconds": ("gauge", {"queue", "state"}),
     "orchestrator_queue_measured_timestamp_seconds": ("gauge", {"queue"}),
+    "orchestrator_queue_measured_age_seconds": ("gauge", {"queue"}),
     "orchestrator_queue_measure_duration_seconds": ("gauge", {"queue"}),
+    "orchestrator_queue_clock_offset_seconds": ("gauge", {"queue"}),
     "orchestrator_reaped_total": ("counter", {"queue", "kind", "reason"}),
     "orchestrator_queue_paused": ("gauge", {"queue"}),
     "orchestrator_queue_output_full": ("gauge", {"queue"}),
@@ -263,6 +265,12 @@ def test_words_become_numbers_in_base_units(board: Board, clock: Clock) -> None:
     assert value(found, "orchestrator_config_last_reload_success_timestamp_seconds") == 1_699_990_000
 
 
+def test_the_clock_of_the_filesystem_is_compared_with_the_hosts(board: Board, clock: Clock) -> None:
+    board.queues[0].words[Q.CLOCK_NS] = clock.unix_ns - 3600 * SECOND - clock.now_ns
+    found = samples(board, BoardReader(board, clock))
+    assert value(found, "orchestrator_queue_clock_offset_seconds", queue="mail") == 3600
+
+
 def test_a_feeder_is_a_process_with_its_age_and_its_absence_is_no_series(board: Board, clock: Clock) -> None:
     words = board.queues[0].words
     assert not [name for name, _ in samples(board, BoardReader(board, clock)) if "feeder" in name]
@@ -422,7 +430,8 @@ def test_snapshot_is_json_with_the_numbers_of_the_metrics(board: Board, clock: C
     header.set_text(HeaderText.NAME, "inbox")
     header.set_text(HeaderText.LISTEN, "127.0.0.1:9464")
     header.words[Header.STATE], header.words[Header.MASTER_PID] = MasterState.RUNNING, 4711
-    header.words[Header.STARTED_S] = clock.unix_ns // SECOND - 60
+    header.words[Header.STARTED_S] = clock.unix_ns // SECOND - 86400  # the clock was set meanwhile
+    header.words[Header.MASTER_START] = (clock.now_ns - 60 * SECOND) // TICK_NS
     header.words[Header.LAST_SEEN_NS] = clock.now_ns - SECOND
     run_worker(board, 0, pid=1 << 30, state=WorkerState.BUSY)
     board.worker(0).words[W.DONE] = 3
@@ -519,7 +528,7 @@ def test_garbage_on_the_board_is_never_raised(seed: int, share: float) -> None:
         words[W.USED], words[W.QUEUE] = 1, chosen.randrange(QUEUES_MAX)
         words[W.PID] = chosen.choice([words[W.PID], -1, 0, 1, 1 << 31, 1 << 62, os.getpid()])
     found = samples(board)
-    assert all(number >= 0 for number in found.values())
+    assert all(number >= 0 for (name, _), number in found.items() if not name.endswith("clock_offset_seconds"))
     openmetrics_samples(board)
     json.dumps(snapshot(board))
     is_healthy(board, 1)

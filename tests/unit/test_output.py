@@ -642,7 +642,7 @@ def test_a_full_output_is_looked_at_no_more_often_for_the_events_that_are_due(ri
 @pytest.mark.parametrize("kind", sorted(set(OPENERS) - {"null"}))
 def test_what_waits_is_counted_and_nothing_else(tmp_path, kind):
     """What is claimed, deferred or in errors/ does not wait."""
-    opened: Opened = OPENERS[kind](tmp_path)
+    opened: Opened = OPENERS[kind](World(tmp_path), tmp_path)
     queue = opened.queue
     try:
         assert queue.waiting_count() == 0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.contract.test_contract import OPENERS, Opened
-from tests.rig import SETTINGS, Rig
+from tests.rig import SETTINGS, Rig, World
 from workers.board import W, WorkerState
 from workers.components import Daemon, ZenDaemonComponent
 from workers.errors import HandlerError, QueueFull, QueueUnavailable
@@ -572,7 +572,7 @@ def test_a_component_is_made_with_the_arguments_it_is_given():
     ("use", "keywords", "part"),
     [
         ("workers.piper:Nothing", {}, "has no Nothing"),
-        ("workers.piper:Filer", {"size": 3}, "cannot be made with (size=3)"),
+        ("workers.piper:Filer", {"size": 3}, "cannot be made with (size): TypeError"),
         ("workers.piper:EVENTS", {}, "not a class"),
         ("collections:Counter", {}, "no get_events"),
     ],
@@ -616,7 +616,7 @@ class Ended(Leaving):
 
 @pytest.fixture(name="opened", params=KINDS)
 def _opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
-    opened = OPENERS[request.param](tmp_path)
+    opened = OPENERS[request.param](World(tmp_path), tmp_path)
     yield opened
     opened.queue.close()
     opened.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import signal
@@ -121,3 +122,23 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_one_when_it_is_old(rep
     reports.want(STATE)
     turn(reports)[0].finish()
     assert {name for name in os.listdir(tmp_path) if "new" in name} == set(kept)
+
+
+@pytest.mark.parametrize("is_swapped", [True, False])
+def test_a_state_is_not_written_by_way_of_a_link_that_somebody_else_could_have_made(
+    reports: Reports, tmp_path: Path, is_swapped: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs, roots = tmp_path / "theirs", tmp_path / "roots"
+    theirs.mkdir()
+    theirs.chmod(0o777)
+    roots.mkdir(mode=0o700)
+    (roots if is_swapped else theirs / "place").mkdir(exist_ok=True)
+    if is_swapped:
+        (theirs / "place").symlink_to(roots)
+    reports.source = dataclasses.replace(
+        reports.source, paths={**reports.source.paths, "state": theirs / "place" / "state"}
+    )
+    assert reports.write(STATE, os.getpid(), None, is_told=False) == is_swapped
+    assert list(roots.iterdir()) == []
+    assert (theirs / "place" / "state").exists() != is_swapped
+    assert ("there is a link on the way" in caplog.text) == is_swapped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from orchestrator.child import Child
 from orchestrator.config import Config, ConfigError, load
+from orchestrator.config_text import from_text, to_text
 from orchestrator.loop import Loop
 from orchestrator.rereading import SLOW_S, Rereading
 from orchestrator.services import Services
@@ -111,6 +113,56 @@ def test_a_reading_that_hangs_holds_up_nobody_and_who_asks_meanwhile_is_answered
     assert [one.queues[0].workers for one in (first, second)] == [1, 2]
     assert first.queues[0].options == {"a": "x" * 300_000}
     assert second == load((file,), flags={}, environment={})
+
+
+EVERYTHING = """
+[metrics]
+listen = "none"
+[daemon]
+umask = "077"
+[[queue]]
+url = "q"
+components = [
+  "m:h",
+  { use = "m:k", a = 1979-05-27T07:32:00.5Z, b = [1, { c = inf, d = -9999999999999999999 }, [[]]], "ü" = 1e-7 },
+]
+options = { "a b.c" = {}, d = 1979-05-27, t = 07:32:00, s = "a\\u007f\\u0001\\r\\n\\"\\\\" }
+event_map = { x = "y" }
+output = "r"
+retry_backoff = 0.1234567890123
+[[queue]]
+url = "r"
+command = ["a"]
+"""
+
+
+def test_whatever_a_configuration_can_say_is_handed_over_as_it_was(tmp_path: Path) -> None:
+    """Values, types, and what was set at all, which decides whether another port may be taken."""
+    (tmp_path / "pool.toml").write_text(EVERYTHING)
+    command = [os.fsdecode(b"a\xff"), "\n\u2028\ud7ff"]
+    environment = {"ORCHESTRATOR_WORKERSS": "2"}
+    for more in ({}, {"queues": [os.fsdecode(b"/q\xfe")], "command": command}):
+        config = load((tmp_path / "pool.toml",), flags={}, environment=environment, **more)  # type: ignore[arg-type]
+        found = from_text(to_text(config))
+        assert found == config
+        for ours, theirs in zip(
+            (config.pool, config.metrics, config.daemon, *config.queues),
+            (found.pool, found.metrics, found.daemon, *found.queues),
+            strict=True,
+        ):
+            assert ours.model_fields_set == theirs.model_fields_set
+            assert repr(ours) == repr(theirs)
+
+
+def test_half_of_a_configuration_is_none(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any beginning of it: a queue that is missing there would be drained."""
+    config = Config.model_validate({"pool": {"name": "m", "run_dir": "/"}, "queues": (), "metrics": {}, "daemon": {}})
+    whole = json.dumps({"config": to_text(config)})
+    monkeypatch.setattr("orchestrator.rereading.json.dumps", lambda _found: whole[: len(whole) - 3])
+    readings = made(lambda: config)
+    readings.let_go()
+    readings.rereading.want(0.0)
+    assert readings.turns(1) == ["the process that read it ended before it was done"]
 
 
 def test_a_refusal_is_handed_over_and_so_is_that_the_reader_died(made: Made, caplog: pytest.LogCaptureFixture) -> None:

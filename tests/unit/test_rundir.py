@@ -187,6 +187,50 @@ def test_a_directory_that_others_may_write_into_is_refused(tmp_path: Path, mode:
         RunDir.acquire(tmp_path / "run", "a")
 
 
+def test_a_directory_that_anybody_could_replace_is_refused_but_in_one_like_tmp(tmp_path: Path) -> None:
+    """Its files are made by their paths, after it was looked at."""
+    above = tmp_path / "above"
+    above.mkdir()
+    above.chmod(0o777)
+    for use in (RunDir.acquire, rundir.prepare):
+        with pytest.raises(RunDirError, match=r"everybody may write into .*above"):
+            use(above / "run", "a")
+    above.chmod(0o1777)
+    rundir.prepare(above / "run", "a")
+    run = RunDir.acquire(above / "run", "a")
+    assert run.path.is_dir()
+    run.release()
+
+
+@pytest.mark.parametrize("what", ["a link", "another user's directory"])
+@pytest.mark.parametrize("use", [RunDir.acquire, rundir.prepare], ids=["acquire", "prepare"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_what_takes_the_place_of_a_directory_between_its_making_and_its_opening_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Path, str], object], what: str
+) -> None:
+    """In a directory that is shared, as the directory for temporary files is."""
+    roots, really = tmp_path / "roots", os.mkdir
+    roots.mkdir(mode=0o700)
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o1777)
+
+    def mkdir(name: str, mode: int, *, dir_fd: int) -> None:
+        really(name, mode, dir_fd=dir_fd)
+        if name == "run":
+            os.rmdir(name, dir_fd=dir_fd)
+            if what == "a link":
+                os.symlink(roots, name, dir_fd=dir_fd)
+            else:
+                really(name, 0o700, dir_fd=dir_fd)
+                os.chown(name, 12345, 12345, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mkdir", mkdir)
+        with pytest.raises(RunDirError, match="symbolic link" if what == "a link" else "belongs to another user"):
+            use(tmp_path / "shared" / "run", "a")
+    assert os.listdir(roots) == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
 def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir(mode=0o700)
@@ -294,6 +338,28 @@ def test_root_believes_no_user_that_names_a_process_of_somebody_else(tmp_path: P
     write_pid(tmp_path, "a", f"{os.getpid()} {start_ticks(os.getpid())}\n")
     os.chown(tmp_path / "a" / "pid", 12345, 12345)
     assert rundir.running(tmp_path) == []
+
+
+def test_a_directory_that_no_pool_can_be_called_is_no_pool(tmp_path: Path) -> None:
+    """Its name would stand in the messages about others, where a newline could forge a line."""
+    content = f"{os.getpid()} {start_ticks(os.getpid())}\n"
+    for name in ("a\nb", "\x1b[2J", os.fsdecode(b"\xff"), ".a", "x" * 65, "good"):
+        write_pid(tmp_path, name, content)
+    assert [one.name for one in rundir.running(tmp_path)] == ["good"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_pool_is_not_found_through_a_link_that_its_user_could_have_made(tmp_path: Path) -> None:
+    """Else he could have root stop another pool than the one that was named."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o700)
+    with master(tmp_path / "run", "a") as pid:
+        (theirs / "b").symlink_to(tmp_path / "run" / "a")
+        assert rundir.find(theirs, "b").pid == pid  # a link of ours
+        os.chown(theirs, 12345, 12345)
+        assert rundir.running(theirs) == []
+        with pytest.raises(NotRunning):
+            rundir.find(theirs, "b")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without rights")

@@ -77,6 +77,36 @@ def test_Z18_the_newest_are_kept_and_the_own_one_always(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").exists()
 
 
+@pytest.mark.parametrize("what", ["begin", "end", "prune", "remove"])
+def test_nothing_is_written_or_removed_by_way_of_a_link_that_somebody_else_could_have_made(
+    tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pool of root's with runlog_dir below the directory of a user, who puts a link to one of root's in its place."""
+    theirs, roots = tmp_path / "theirs", tmp_path / "roots"
+    theirs.mkdir()
+    theirs.chmod(0o777)
+    roots.mkdir(mode=0o700)
+    (roots / "20010101000000.1.runlog").touch()
+    run = RunLog("pool", theirs / "logs", 1)
+    if what != "begin":
+        run.begin()
+        (theirs / "logs").rename(theirs / "before")
+    (theirs / "logs").symlink_to(roots)
+    match what:
+        case "begin":
+            run.begin()
+        case "end":
+            run.fail("it is over")
+        case "prune":
+            with pytest.raises(OSError, match="there is a link on the way"):
+                run.prune()
+        case "remove":
+            run.remove()
+    logging.getLogger().removeHandler(run.errors)
+    assert [path.name for path in roots.iterdir()] == ["20010101000000.1.runlog"]
+    assert ("there is a link on the way" in caplog.text) == (what in ("begin", "end"))
+
+
 def test_after_the_clock_was_set_back_runs_of_the_future_are_the_oldest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,9 +116,9 @@ def test_after_the_clock_was_set_back_runs_of_the_future_are_the_oldest(
     before, own = begun(tmp_path, started_s=BEGUN_S), begun(tmp_path, keep=2, started_s=BEGUN_S + 100)
     lstat = os.lstat
 
-    def of_the_future(path: Path) -> object:
-        found = lstat(path)
-        years = int(path.name[:4]) - 2026 if path.name[:3] == "203" else 0
+    def of_the_future(name: str, *, dir_fd: int) -> object:
+        found = lstat(name, dir_fd=dir_fd)
+        years = int(name[:4]) - 2026 if name[:3] == "203" else 0
         return SimpleNamespace(st_ctime=found.st_ctime + years * 3e7, st_mtime=found.st_mtime)
 
     monkeypatch.setattr(os, "lstat", of_the_future)

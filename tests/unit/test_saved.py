@@ -79,9 +79,11 @@ def test_Z17_a_writer_that_dies_half_way_leaves_the_version_before_it_whole(tmp_
     save(path, {"version": 1})
     pid = os.fork()
     if pid == 0:
-        saved.os.rename = lambda *_: os._exit(7)
-        save(path, {"version": 2})
-        os._exit(0)
+        saved.os.rename = lambda *_, **__: os._exit(7)
+        try:
+            save(path, {"version": 2})
+        finally:
+            os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     assert load(path) == {"version": 1}
 

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from tests.rig import Pool, Q, Rig, fail_each
+from tests.rig import Pool, Q, Rig, fail_each, lose_ctimes
 from workers.errors import QueueUnavailable
 from workers.queues import names
 from workers.queues.base import Settings
@@ -332,6 +332,21 @@ def test_errors_are_pruned_with_their_meta_when_that_was_asked_for(rig):
     assert os.listdir(rig.path / "errors") == []
 
 
+def test_where_no_file_has_a_ctime_what_is_rejected_ages_from_when_it_is_seen_first(rig, caplog):
+    """By its mtime, of when it was put, it would be pruned before anybody has looked at it."""
+    rig.network = "fuse.sshfs"
+    pool = rig.pool(settings=Settings(create=True, keep_errors_s=60.0))
+    pool.spool.put(b"content")
+    lose_ctimes(pool.keeper_system)
+    pool.keeper.open()
+    rig.world.advance(1000.0)
+    pool.keeper.keep()
+    pool.spool.reject(pool.claim(), "no")
+    assert pool.rounds(3, every_s=10).pruned == 0
+    assert pool.rounds(7, every_s=10).pruned == 1
+    assert "ages" in caplog.text
+
+
 def test_a_meta_whose_message_is_gone_is_pruned_like_one(rig):
     pool = rig.pool(settings=Settings(create=True, keep_errors_s=60.0))
     pool.spool.put(b"content")
@@ -371,6 +386,91 @@ def test_in_a_large_cluster_claims_are_counted_a_part_at_a_time(rig, monkeypatch
 
 
 # ---- the queue as a whole
+
+
+def test_thousands_of_lost_masters_do_not_hold_up_a_round(rig):
+    """Anybody who may write in pending/ can make so many directories; a release of each lists the leases."""
+    pool = rig.pool()
+    for number in range(30):
+        kernel, random = f"{number:08x}", f"{number:016x}"
+        (rig.path / f"pending/far.{kernel}.1.1.{random}.0.1.1.{number:012x}").mkdir()
+
+    def hook(name, arguments):
+        if name == "rmdir":
+            rig.world.moved_ns += 200_000_000
+
+    pool.keeper_system.before = hook
+    found = [pool.rounds().lease_lost for _ in range(30)]
+    assert (sum(found), max(found)) == (30, 5)
+
+
+STUCK = {
+    "due": "deferred/{due}",
+    "tmp": "tmp/left",
+    "a flat claim": "pending/1700000000.M000000P1Q1R0123456789ab.one",
+    "a claim of the dead": "pending/{owner}/left",
+}
+
+
+@pytest.mark.parametrize("place", STUCK.values(), ids=STUCK)
+def test_what_another_user_put_and_nobody_else_may_move_keeps_nothing_else_from_being_done(
+    rig, monkeypatch, caplog, place
+):
+    """Else one producer stops the retries of all."""
+    dead, pool = rig.pool("one", pid=4001), rig.pool("one", pid=4002)
+    dead.spool.put(b"dead's")
+    dead.claim()
+    rig.world.dead.add(4001)
+    pool.spool.put(b"due", delay=1)
+    (rig.path / "tmp/abandoned").write_bytes(b"abandoned")
+    token = pool.spool.tokens.token("x")
+    stuck = rig.path / place.format(due=f"{names.due_at(1)}.{names.marked(0, 0, token, 'x')}", owner=dead.owner)
+    stuck.write_bytes(b"stuck")
+    code = errno.EPERM
+
+    def hook(name, arguments):
+        if name in ("rename", "unlink") and arguments[0] == str(stuck):
+            raise OSError(code, os.strerror(code), str(stuck))
+
+    pool.keeper_system.before = hook
+    monkeypatch.setattr("workers.queues.spool_keep.SpoolKeeper._is_our_users", lambda *_: True)
+    monkeypatch.setattr(pool.keeper_system, "geteuid", lambda: os.geteuid() + 1, raising=False)
+    pool.rounds(3, every_s=700)
+    found = rig.everything()
+    assert sorted(found["incoming"]) == [b"dead's", b"due"]
+    assert found["errors"] == [b"abandoned"]
+    assert caplog.text.count("cannot be moved and stays") == 1
+    code = errno.EACCES  # said of the directory, not of this file
+    with pytest.raises(QueueUnavailable, match="Permission denied"):
+        pool.rounds(3, every_s=700)
+
+
+def test_a_directory_that_another_user_keeps_closed_is_left_where_a_worker_leaves(rig, monkeypatch, caplog):
+    pool = rig.pool()
+    pool.spool.put(b"x")
+    closed = os.path.join(os.path.dirname(pool.claim().path), "closed")
+    os.mkdir(closed)
+
+    def hook(name, arguments):
+        if name == "rename" and arguments[0] == closed:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), closed)
+
+    pool.system.before = hook
+    with pytest.raises(QueueUnavailable, match="Permission denied"):
+        pool.spool.settle_leftovers()
+    monkeypatch.setattr(pool.system, "geteuid", lambda: os.geteuid() + 1, raising=False)
+    pool.spool.settle_leftovers()
+    assert "closed cannot be moved and stays" in caplog.text
+
+
+def test_nobody_waits_for_the_reader_of_a_fifo_to_pause(rig):
+    spool = rig.pool().spool
+    os.mkfifo(rig.path / ".pool" / "PAUSED")
+    with pytest.raises(QueueUnavailable, match="No such device"):
+        spool.pause()
+    assert spool.is_paused()
+    spool.resume()
+    assert not spool.is_paused()
 
 
 def test_paused_is_seen_in_the_next_round_also_with_touch(rig):

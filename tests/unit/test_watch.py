@@ -15,7 +15,12 @@ import inotify_simple
 import pytest
 
 from orchestrator import watch
+from orchestrator.reading import BoardReader
 from orchestrator.watch import TreeWatcher, Watcher, watching
+from workers.board import Board
+from workers.queues.base import Claimable, Settings, Watch
+from workers.queues.open import open_queue
+from workers.queues.spool import Spool
 from workers.system import System
 
 LONG_S = 30.0  # never waited for: an event comes first
@@ -117,14 +122,82 @@ def test_an_overflow_counts_as_arrivals(watcher: Watcher, monkeypatch: pytest.Mo
     assert not watcher.is_polling
 
 
-def test_a_network_filesystem_is_not_watched(incoming: Path, caplog: pytest.LogCaptureFixture) -> None:
-    class Remote(System):
-        def network_filesystem(self, path: str) -> str | None:
-            return "lustre"
+class Place(System):
+    """The kernel, with the queue on *kind*."""
 
+    def __init__(self, kind: str | None) -> None:
+        self.kind = kind
+
+    def network_filesystem(self, path: str) -> str | None:
+        return self.kind
+
+
+@pytest.mark.parametrize(
+    ("way", "kind", "mode", "said"),
+    [
+        ("auto", None, "inotify", ""),
+        ("inotify", None, "inotify", ""),
+        ("poll", None, "poll", "{}: polling every 0.1 s at most, as its watch says"),
+        (
+            "auto",
+            "nfs",
+            "poll",
+            "{} is on nfs, where arrivals from other hosts make no event: polling every 1 s at most",
+        ),
+        ("poll", "nfs", "poll", "{}: polling every 1 s at most, as its watch says"),
+        (
+            "inotify",
+            "fuse.bindfs",
+            "inotify",
+            "{} is on fuse.bindfs and watched by inotify, as its watch says: what other hosts put is found every 1 s"
+            " at most",
+        ),
+    ],
+)
+def test_a_network_filesystem_is_polled_unless_the_queue_says_otherwise(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, way: Watch, kind: str | None, mode: str, said: str
+) -> None:
     caplog.set_level(logging.INFO)
-    assert Watcher.on(str(incoming), Remote()) is None
-    assert "lustre" in caplog.text
+    queue = Spool(str(tmp_path / "queue"), Settings(create=True, watch=way), system=Place(kind))
+    board = Board.create()
+    slot = board.queues[board.take_queue("queue", queue.url)]
+    found = watching(queue, slot)
+    assert (found is not None) == (mode == "inotify")
+    if found is not None:
+        put(tmp_path / "queue" / "incoming", "a")
+        assert found.arrivals(LONG_S) == ["a"]
+        found.close()
+    assert [record.message for record in caplog.records] == ([said.format(queue.url)] if said else [])
+    (read,) = BoardReader(board).read()
+    assert (read.watch, read.filesystem) == (mode, kind or "")
+    polled = "poll every 0.1 s at most" if kind is None else f"poll every 1 s at most ({kind})"
+    assert read.arrivals == (mode if mode == "inotify" else polled)
+
+
+def test_a_set_is_polled_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    queue = open_queue(
+        f"set:dirq-simple:{tmp_path}/a,dirq-simple:{tmp_path}/b", settings=Settings(poll_interval_s=0.25)
+    )
+    assert isinstance(queue, Claimable)
+    board = Board.create()
+    assert watching(queue, board.queues[board.take_queue("queue", queue.url)]) is None
+    assert "make no event: polling every 0.25 s at most" in caplog.text
+
+
+def test_a_mount_over_the_watched_directory_ends_the_watch(
+    watcher: Watcher, incoming: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rename and a mkdir stand for it: another directory is at that path. (A mount makes no event at all.)"""
+    assert not watcher.is_covered()
+    incoming.rename(incoming.parent / "below")
+    incoming.mkdir()
+    assert watcher.is_covered()
+    assert watcher.is_polling
+    assert watcher.arrivals(0) is None
+    assert "something was mounted over" in caplog.text
 
 
 def test_without_inotify_the_caller_polls(
@@ -196,7 +269,7 @@ def tree(tmp_path: Path) -> Iterator[tuple[TreeWatcher, Path]]:
         (tmp_path / "queue" / name).mkdir(parents=True)
     (tmp_path / "queue" / "a file").touch()
     (tmp_path / "queue" / "temporary").mkdir()  # what comes there is no message
-    made = watching(str(tmp_path / "queue"), re.compile(r"\A[0-9a-f]{8}\Z"))
+    made = Watcher.on(str(tmp_path / "queue"), re.compile(r"\A[0-9a-f]{8}\Z"))
     assert isinstance(made, TreeWatcher)
     yield made, tmp_path / "queue"
     made.close()

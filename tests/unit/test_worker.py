@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.rig import SETTINGS, Pool, Rig
 from workers.board import Q, W, WorkerState, WorkerText
+from workers.dirq import QueueSimple
 from workers.errors import QueueFull
 from workers.handlers.onward import Onward
-from workers.message import Done, Forward, Reject, Retry
+from workers.message import Done, Forward, Message, Reject, Retry
 from workers.queues.base import Settings
 from workers.queues.open import open_queue
 from workers.waiting import Leaving
@@ -105,6 +108,70 @@ def test_what_is_no_regular_file_goes_to_errors_without_the_handler(rig):
     work(pool, lambda message: called.append(message.name), most=3)
     assert called == []
     assert figures(pool) == {"rejected": 1}
+
+
+def test_a_message_that_is_larger_than_allowed_goes_to_errors_without_the_handler(rig):
+    pool, called = rig.pool(), []
+    for size in (9, 10, 100 << 30):
+        with (rig.path / "incoming" / f"of{size}").open("wb") as file:
+            file.truncate(size)  # a hole: no disk has to hold it
+    work(pool, lambda message: called.append(message.name), most=5, message_size_max=9)
+    assert called == ["of9"]
+    assert figures(pool) == {"done": 1, "rejected": 2}
+    (shown,) = pool.spool.show(f"of{100 << 30}")
+    assert shown.meta["reason"] == "it has 107374182400 bytes, and max_message_size is 9"
+
+
+def test_a_file_that_grows_while_it_is_read_is_not_read_for_ever(rig, tmp_path, monkeypatch):
+    """Whoever put it may have it open."""
+    pool, simple = rig.pool(), QueueSimple(str(tmp_path / "simple"))
+    monkeypatch.setattr("workers.message.READ_MAX", 10)
+    monkeypatch.setattr("workers.dirq.base.READ_MAX", 10)
+    pool.spool.put(b"x")
+    claim = pool.claim()
+    os.truncate(claim.path, 11)
+    with pytest.raises(OSError, match="has 11 bytes"):
+        Message(claim, "q").body  # noqa: B018 - it is read when asked for
+    name = simple.add(b"x")
+    simple.lock(name)
+    fstat = os.fstat
+
+    def growing(fd):
+        found = fstat(fd)
+        os.truncate(tmp_path / "simple" / name, 11)
+        return found
+
+    simple.elements.system = copy.copy(simple.elements.system)
+    simple.elements.system.fstat = growing
+    with pytest.raises(OSError, match="larger than"):
+        simple.get(name)
+
+
+def test_nobody_is_made_to_read_a_hundred_gibibytes_at_once(rig, tmp_path):
+    """Where no size was set: the machine would be out of memory, with all that runs on it."""
+    pool, told = rig.pool(settings=replace(SETTINGS, max_attempts=1)), []
+    with (rig.path / "incoming" / "sparse").open("wb") as file:
+        file.truncate(100 << 30)
+
+    def read(message):
+        try:
+            message.body  # noqa: B018 - it is read when asked for
+        except OSError as error:
+            told.append(error.errno)
+            raise
+
+    work(pool, read, most=3)
+    assert told == [errno.EFBIG]
+    (shown,) = pool.spool.show("sparse")
+    assert "max_message_size" in shown.meta["traceback"]
+    simple = QueueSimple(str(tmp_path / "simple"))
+    name = simple.add(b"x")
+    os.truncate(tmp_path / "simple" / name, 100 << 30)
+    simple.lock(name)
+    for read_it in (lambda: simple.get(name), lambda: pool.spool.read_body(tmp_path / "simple" / name)):
+        with pytest.raises(OSError, match="larger than 1024 MiB") as caught:
+            read_it()
+        assert caught.value.errno == errno.EFBIG
 
 
 def test_a_forward_to_nowhere_is_a_failure_of_the_handler(rig, tmp_path):

@@ -37,7 +37,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from workers.ddmq.aside import errors_of
-from workers.ddmq.claims import Outcome, give_back, is_at_limit, load, wants_requeue
+from workers.ddmq.claims import Outcome, give_back, is_at_limit, is_over, load, wants_requeue
 from workers.ddmq.errors import CorruptError, DdmqError
 from workers.ddmq.files import SETTINGS_FILE, WORK_DIRECTORY, QueueFiles, parse_waiting, parse_work
 from workers.ddmq.flat_yaml import Value, dumps
@@ -54,6 +54,7 @@ from workers.ddmq.names import (
 from workers.ddmq.settings import DEFAULTS, SettingsFiles, whole
 from workers.ddmq.taking import Taking, expiry_of
 from workers.system import SYSTEM, System, remove
+from workers.trust import Place, guarded
 
 __all__ = ["Broker", "DdmqError", "Message", "broker", "message", "version"]
 
@@ -95,7 +96,7 @@ class Broker:
         self.default_settings: dict[str, Value] = dict(DEFAULTS)
         self.queue_settings: dict[str, dict[str, Value]] = {}
         self._path = os.fspath(root)
-        self._system = system
+        self._system = system = guarded(system, Place(self._path, inboxes=(".",), is_deep=True))
         self._durable = durable
         self._settings = SettingsFiles(self._path, system)
         self._files: dict[str, QueueFiles] = {}
@@ -151,7 +152,9 @@ class Broker:
             claim = parse_work(work_name)
             if claim is not None and claim[0] < int(files.now_s()):
                 try:
-                    if not self._give_back_to_pool(files, work_name, claim[1], held):
+                    if is_over(files, work_name, whole(settings, "message_timeout")) and not self._give_back_to_pool(
+                        files, work_name, claim[1], held
+                    ):
                         self._give_back(files, work_name, settings, wants_requeue)
                 except OSError as error:
                     log.warning(
@@ -304,11 +307,10 @@ class Broker:
 
     def get_queue_number(self) -> str:
         """The time without its decimal point; later ones of one object sort later, also when the clock is set back."""
-        now_ns = self._system.wall_ns()
-        number = str(now_ns / 1e9).replace(".", "")
+        number = _number_of(self._system.wall_ns())
         while number <= self._last_number:
             last_ns = int(self._last_number[:10]) * 10**9 + int(self._last_number[10:].ljust(9, "0")[:9])
-            number = str((last_ns + 1000) / 1e9).replace(".", "")
+            number = _number_of(last_ns + 1000)
         self._last_number = number
         return number
 
@@ -616,6 +618,12 @@ broker = Broker
 
 def _always(_message: Message) -> bool:
     return True
+
+
+def _number_of(time_ns: int) -> str:
+    """The digits of a time: ten of its seconds, also of a clock that stands before 2001, then those of the fraction."""
+    whole, _, fraction = str(max(time_ns, 10**6) / 1e9).partition(".")
+    return f"{whole:0>10}{fraction}"
 
 
 def _checked(number: int | None, what: str) -> int | None:

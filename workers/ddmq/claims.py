@@ -21,6 +21,8 @@ import contextlib
 import errno
 import json
 import logging
+import math
+import os
 from collections.abc import Callable, Mapping
 from enum import Enum
 
@@ -29,13 +31,16 @@ from workers.ddmq.errors import CorruptError
 from workers.ddmq.files import QueueFiles
 from workers.ddmq.flat_yaml import Value
 from workers.ddmq.message import Message
-from workers.ddmq.names import PRIORITY_MAX, WAITING_MAX, parse_work
+from workers.ddmq.names import PRIORITY_MAX, TIMEOUT_MAX_S, WAITING_MAX, is_by_shared_clock, parse_work
 from workers.ddmq.settings import whole
 
 log = logging.getLogger(__name__)
 
 COUNTER_MAX = 10**9
 OURS_S = 60  # a claim that is being requeued is left alone by others for so long
+# What is no JSON yet may still be being written by an original for so long. On a network filesystem what it has written
+# may come when the server is back.
+YOUNG_S, YOUNG_NETWORK_S = 5, 300
 NO_MESSAGE = {
     errno.ELOOP: "is a symbolic link",
     errno.ENXIO: "is a socket, or a device without a driver",
@@ -74,6 +79,43 @@ def load(files: QueueFiles, path: str) -> Message:
         if reason := reason_of(error):
             raise CorruptError(reason) from None
         raise
+
+
+def is_young(files: QueueFiles, found: os.stat_result) -> bool:
+    """Whether what *found* is the stat of, and is no message, may become one yet."""
+    # By ctime, which nobody can set: an mtime far ahead would be young for ever.
+    return files.now_s() - found.st_ctime < (YOUNG_NETWORK_S if files.is_network else YOUNG_S)
+
+
+def lasts_s(timeout: object, message_timeout: int) -> int:
+    """For how many seconds a message is claimed that says *timeout*; else as the setting *message_timeout* says."""
+    seconds = message_timeout
+    if isinstance(timeout, int | float) and 0 < timeout < math.inf:
+        seconds = math.ceil(timeout)
+    return min(seconds, TIMEOUT_MAX_S)
+
+
+def is_over(files: QueueFiles, work_name: str, message_timeout: int) -> bool:
+    """
+    Whether a claim that has expired, as its name says, has lasted as long as it was to. Raises OSError.
+
+    An original writes the time of its host. Where hosts have clocks of their own, one that is behind makes claims that
+    are born expired; so there it counts as well how long ago the file got that name, by the filesystem's clock.
+    """
+    if not files.is_network or is_by_shared_clock(work_name):
+        return True
+    try:
+        data, found = files.read(f"{files.work}/{work_name}")
+        timeout = parse(data).timeout
+    except FileNotFoundError:  # it has been ended
+        return False
+    except (CorruptError, PermissionError):
+        return True
+    except OSError as error:
+        if reason_of(error) is None:
+            raise
+        return True
+    return found.st_ctime + lasts_s(timeout, message_timeout) < files.now_s()
 
 
 def wants_requeue(message: Message) -> bool:

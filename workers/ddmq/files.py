@@ -17,8 +17,11 @@ Putting back with other content is touch() to an expiry of our own, rewrite(), p
 killed anywhere in between it leaves a claim that expires, never a second copy.
 
 Raises: OSError as the kernel gave it; CorruptError for a file that is too large.
-Limits: ROOT and QUEUE are one filesystem. Where there is no RENAME_EXCHANGE, or a network filesystem loses the reply
-to a rename, a claim may look lost that was made: it expires.
+On a network filesystem the answer of a call may be that to its second sending. So there a claim is given a name that
+nobody else makes, and removed by a rename to such a name: where the file then is says whose call it was.
+
+Limits: ROOT and QUEUE are one filesystem. Where there is no RENAME_EXCHANGE a claim may look lost that was made: it
+expires.
 Long because: each verb is a call or three, and what others may do between them is told there.
 Source: ddmq 0.9.14, the format.
 See also: broker (the published API), names (the names alone).
@@ -34,16 +37,18 @@ from collections.abc import Generator
 
 from workers.ddmq.errors import CorruptError
 from workers.ddmq.names import (
+    FRACTION_DIGITS,
     TEMPORARY,
     WAITING,
     WORK,
     Waiting,
+    claim_name,
     is_message_like,
     parse_waiting,
     parse_work,
     waiting_key,
 )
-from workers.system import SYSTEM, System, forget, is_there, remove
+from workers.system import READ_MAX, SYSTEM, TOO_LARGE, System, forget, is_listed, is_there, remove
 
 __all__ = ["WAITING", "WORK", "QueueFiles", "Waiting", "is_message_like", "parse_waiting", "parse_work", "waiting_key"]
 
@@ -54,10 +59,10 @@ OPEN_BODY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 FILE_MODE = 0o666
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 READ_SIZE = 1 << 16
-READ_MAX = 1 << 30  # a file of more bytes is no message: who read it would need several times that memory
-TOO_LARGE = f"is larger than {READ_MAX >> 20} MiB"
 # What a rename with a flag, and a hard link, fail with where there is no such thing.
 NO_SUCH_CALL = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
+# What a network filesystem may say of a call that was made.
+LOST = frozenset({errno.ENOENT, errno.EIO, errno.ETIMEDOUT, errno.ESTALE})
 CLOCK_NS = 10 * 10**9  # for so long a look at the filesystem's clock is good; the two clocks drift by less than 1 ms
 
 
@@ -126,11 +131,18 @@ class QueueFiles:
         temporary = self.write_temporary(data, durable=durable)
         try:
             self.move_once(temporary, os.path.join(self.path, name))
+        except FileNotFoundError as error:
+            self.forget(temporary)
+            if not self.is_network:
+                raise
+            # RACE: another host takes and ends it before the server has looked what to answer to a link, as FUSE does.
+            # See test_a_put_that_is_taken_before_its_link_is_answered_is_unknown.
+            raise OSError(errno.EIO, "it cannot be told whether it entered", name) from error
         except BaseException:
             self.forget(temporary)
             raise
         if durable:
-            self.system.fsync_directory(self.path)
+            self.system.fsync_entered(self.path)
 
     def read(self, path: str) -> tuple[bytes, os.stat_result]:
         """
@@ -139,6 +151,14 @@ class QueueFiles:
         Raises OSError: FileNotFoundError when it is gone, ELOOP for a symbolic link, EINVAL for what is no file.
         CorruptError for more than READ_MAX bytes.
         """
+        try:
+            return self._read(path)
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # a network filesystem's client knew its name still
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from error
+            raise
+
+    def _read(self, path: str) -> tuple[bytes, os.stat_result]:
         system = self.system
         fd = system.open(path, OPEN_BODY)
         try:
@@ -150,31 +170,53 @@ class QueueFiles:
             # One byte more: a read that is short has met the end, and no second one is needed to see that.
             data = system.read(fd, found.st_size + 1)
             if len(data) != found.st_size:
+                parts, size = [data], len(data)
                 while part := system.read(fd, READ_SIZE):
-                    data += part
-                    if len(data) > READ_MAX:
+                    parts.append(part)
+                    size += len(part)
+                    if size > READ_MAX:
                         raise CorruptError(TOO_LARGE)
+                data = b"".join(parts)
         finally:
             system.close(fd)
         return data, found
 
-    def take(self, name: str, expiry: int) -> str | None:
-        """Claim waiting *name* until *expiry*: the claim's name, or None when another was first. One rename."""
-        work_name = f"{expiry}.{name}"
+    def fraction(self) -> int:
+        """
+        The digits behind the expiry of a new claim: on a network filesystem drawn anew, else 0, for none.
+
+        There a client that still knows the waiting name, and finds the same file under the claim's, takes a rename from
+        one to the other for done (rename(2): two names of one file) and says so to whoever was second.
+        """
+        lowest = 10 ** (FRACTION_DIGITS - 1)
+        return lowest + int.from_bytes(self.system.random_bytes(8)) % (9 * lowest) if self.is_network else 0
+
+    def take(self, name: str, expiry: int, fraction: int | None = None) -> str | None:
+        """
+        Claim waiting *name* until *expiry*: the claim's name, or None when another was first. One rename.
+
+        *fraction*: of a fraction() that the caller has drawn before.
+        """
+        # RACE: another host claims it to the same second; see fraction().
+        # See test_of_two_hosts_that_know_old_names_one_claims_a_message.
+        work_name = claim_name(expiry, name, self.fraction() if fraction is None else fraction)
         try:
             self.system.rename(f"{self.path}/{name}", f"{self.work}/{work_name}")
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise
             # RACE: who was first may have given it back since, under the same name: a lost race, too.
             # See test_no_schedule_loses_repeats_or_strands_a_message.
             if not is_there(self.system, self.work):
                 raise
-            return None
+            # Nobody else makes that name: it is ours, and the reply was lost.
+            return work_name if self.is_network and work_name in self.system.listdir(self.work) else None
         return work_name
 
     def touch(self, work_name: str, expiry: int) -> str | None:
         """Let the claim last until *expiry*: its new name, or None when it is gone. One rename."""
         claim = parse_work(work_name)
-        later = f"{expiry}.{claim[1] if claim else work_name.partition('.')[2]}"
+        later = claim_name(expiry, claim[1] if claim else work_name.partition(".")[2], self.fraction())
         return later if self._rename(f"{self.work}/{work_name}", f"{self.work}/{later}") else None
 
     def put_back(self, work_name: str, name: str) -> bool:
@@ -186,14 +228,16 @@ class QueueFiles:
         source, target = f"{self.work}/{work_name}", f"{self.path}/{name}"
         try:
             self.system.rename_noreplace(source, target)
-        except FileNotFoundError:
-            return self._was_moved(source, target)
+        except FileNotFoundError as error:
+            return self._was_moved(error, source, target)
         except OSError as error:
-            if error.errno not in NO_SUCH_CALL:
+            if error.errno not in NO_SUCH_CALL and not (self.is_network and error.errno == errno.EEXIST):
                 raise
             # No link here, as publish() has it: killed before its unlink it would leave a message that waits and is
             # claimed. A *name* that is taken holds the same id, so it is another copy of this message.
-            if is_there(self.system, target):
+            # By a listing: this host may have seen it wait there, and know nothing yet of who took it; an EEXIST of NFS
+            # is out of its cache, too. See test_a_claim_goes_back_under_its_name_where_this_host_has_seen_it_wait.
+            if (is_listed if self.is_network else is_there)(self.system, target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
             return self._rename(source, target)
         return True
@@ -232,8 +276,16 @@ class QueueFiles:
         return True
 
     def remove(self, work_name: str) -> bool:
-        """Remove a claimed message; False when it is gone. One unlink, told to one caller alone."""
-        return remove(self.system, f"{self.work}/{work_name}")
+        """Remove a claimed message; False when it is gone. One call, told to one caller alone; two on a network."""
+        path = f"{self.work}/{work_name}"
+        if not self.is_network:
+            return remove(self.system, path)
+        # An unlink that was told ENOENT may have been ours or another's; a name that only we can make says which.
+        aside = os.path.join(self.work, self._temporary_name())
+        if not self._rename(path, aside):
+            return False
+        self.forget(aside)
+        return True
 
     def remove_waiting(self, name: str) -> bool:
         """Remove a waiting message; False when it is gone."""
@@ -326,7 +378,9 @@ class QueueFiles:
             system.link(source, target)
         except FileExistsError:
             # A network filesystem sends a call again whose reply was lost, and is told then that it was made.
-            if not self.is_network or system.lstat(source).st_ino != system.lstat(target).st_ino:
+            if not (self.is_network and is_listed(system, target)):
+                raise
+            if system.lstat(source).st_ino != system.lstat(target).st_ino:
                 raise
         except OSError as error:
             if error.errno not in NO_SUCH_CALL:
@@ -347,15 +401,22 @@ class QueueFiles:
         """Rename; False when *source* is gone. Raises FileNotFoundError when it is the directory that is missing."""
         try:
             self.system.rename(source, target)
-        except FileNotFoundError:
-            return self._was_moved(source, target)
+        except OSError as error:
+            return self._was_moved(error, source, target)
         return True
 
-    def _was_moved(self, source: str, target: str) -> bool:
-        """What ENOENT of a rename means: False for a lost race; raises it when the target's directory is missing."""
-        if is_there(self.system, source):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), target)
-        return False
+    def _was_moved(self, error: OSError, source: str, target: str) -> bool:
+        """
+        What *error* of a rename means: False for a lost race. Raises it, or what it says of the target's directory.
+
+        True on a network filesystem, where it may be the answer to the second sending, when *target* is there: a claim
+        has a name that nobody else makes, and what waits under its own name waits, whoever has put it back.
+        """
+        if error.errno not in (LOST if self.is_network else (errno.ENOENT,)):
+            raise error
+        if (is_listed if self.is_network else is_there)(self.system, source):
+            raise error if error.errno != errno.ENOENT else FileNotFoundError(errno.ENOENT, error.strerror, target)
+        return self.is_network and is_listed(self.system, target)
 
     def _open_temporary(self) -> tuple[int, str]:
         """
@@ -363,7 +424,7 @@ class QueueFiles:
 
         Not always in work/: an original that deletes the queue cannot while such a file is there.
         """
-        name = f".{self.system.random_bytes(16).hex()}.tmp"
+        name = self._temporary_name()
         path = os.path.join(self.root, name)
         try:
             return self.system.open(path, CREATE, FILE_MODE), path
@@ -375,6 +436,9 @@ class QueueFiles:
                 return self.system.open(path, CREATE, FILE_MODE), path
             except OSError:
                 raise error from None
+
+    def _temporary_name(self) -> str:
+        return f".{self.system.random_bytes(16).hex()}.tmp"
 
     def _probe_ns(self) -> int:
         try:

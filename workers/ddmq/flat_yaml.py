@@ -37,10 +37,12 @@ DATE = re.compile(
     r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt]|[ \t]+)[0-9]{1,2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]*)?"
     r"(?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?)\Z"
 )
-INDICATOR = re.compile(r"[#,\[\]{}&*!|>'\"%@`]|[-?:](?:\s|\Z)|---|\.\.\.")
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*\Z")
-LINE = re.compile(r"""("[^"]*"|'[^']*'|[^\s:#'"][^:#'"]*?)\s*:(?:\s+(.*))?\Z""")
-QUOTED = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*')\s*(?:\s#.*)?\Z""")
+INDICATOR = re.compile(r"[#,\[\]{}&*!|>'\"%@`]|[-?:](?:\s|\Z)|---|\.\.\.", re.ASCII)
+SPACES = " \t\r"  # of YAML; those of other alphabets are text
+BREAK = re.compile("[\r\x85\u2028\u2029]")
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,119}\Z")  # PyYAML takes a name of 128 bytes and more for no simple one
+LINE = re.compile(r"""("[^"]*"|'[^']*'|[^\s:#'"][^:#'"]*+)\s*:(?:\s+(.*))?\Z""", re.ASCII)
+QUOTED = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*')\s*(?:\s#.*)?\Z""", re.ASCII)
 ESCAPES = {
     "0": "\0", "a": "\a", "b": "\b", "t": "\t", "n": "\n", "v": "\v", "f": "\f", "r": "\r", "e": "\x1b",
     '"': '"', "\\": "\\", "/": "/", " ": " ", "N": "\x85", "_": "\xa0", "L": "\u2028", "P": "\u2029",
@@ -54,14 +56,16 @@ def loads(text: str, file: str) -> dict[str, Value]:
     found: dict[str, Value] = {}
     is_first = True
     for number, raw in enumerate(text.split("\n"), 1):
-        line = raw.rstrip()
-        if not line or line.lstrip().startswith("#"):
+        line = raw.rstrip(SPACES)
+        if not line or (line.lstrip(SPACES).startswith("#") and not BREAK.search(line)):
             continue
         is_mark = is_first and line in ("---", "{}")
         is_first = False
         if is_mark:
             continue
         try:
+            if BREAK.search(line):
+                raise ValueError("holds what ends a line in YAML; write \\r, \\N, \\L or \\P within double quotes")
             matched = LINE.match(line)
             if matched is None or line[0] in " \t":
                 raise ValueError("is not 'name: value'; settings are one to a line, from the first column, not nested")
@@ -77,16 +81,17 @@ def dumps(settings: Mapping[str, Value]) -> str:
         return "{}\n"
     for key, value in settings.items():
         if not isinstance(key, str) or not NAME.match(key):
-            raise SettingsError(f"{key!r} cannot be the name of a setting: letters, digits, '_', '.' and '-' only")
+            raise SettingsError(f"{key!r} cannot be the name of a setting: up to 120 letters, digits, '_', '.' and '-'")
         if not isinstance(value, bool | int | float | str | None):
             raise SettingsError(f"{key} cannot be {value!r}: a setting is a number, true, false, null or text")
     return "".join(f"{_text(key)}: {_scalar(settings[key])}\n" for key in sorted(settings))
 
 
 def _key(raw: str) -> str:
-    key = raw.strip("'\"")
+    raw = raw.rstrip(SPACES)
+    key = raw[1:-1] if raw[0] in "'\"" else raw
     if not NAME.match(key):
-        raise ValueError("has a name that is not letters, digits, '_', '.' and '-' only, beginning with a letter")
+        raise ValueError("has a name that is not up to 120 letters, digits, '_', '.' and '-', beginning with a letter")
     if key == raw and _resolves(raw):
         raise ValueError("has a name that is a truth value or nothing in YAML: put it into quotes")
     return key
@@ -98,7 +103,7 @@ def _value(raw: str) -> Value:
         if quoted is None:
             raise ValueError("has a quote that is not closed on its line, or text after it")
         return _unquoted(quoted[1])
-    plain = re.split(r"(?:\A|\s+)#", raw, maxsplit=1)[0].strip()
+    plain = re.split(r"(?:\A|(?<=[ \t]))#", raw, maxsplit=1)[0].strip(SPACES)
     if _is_null(plain):
         return None
     if _boolean(plain) is not None:

@@ -4,7 +4,8 @@ names - what ddmq calls its messages and queues
 A waiting message is PRIO.NUMBER.ddmqID, a claimed one EXPIRY.PRIO.NUMBER.ddmqID. NUMBER is
 the time of publishing without its decimal point: ten digits of seconds, then those of
 the fraction as far as they are not zero, so it is compared as text, from the left.
-EXPIRY may have a fraction: an original adds whatever a message's timeout is.
+EXPIRY may have a fraction: an original adds whatever a message's timeout is, and a claim of
+ours on a network filesystem has one that no other claim has.
 
 The format knows no limits, a file's name has 255 bytes: so what we publish has some.
 
@@ -22,6 +23,7 @@ TEMPORARY = re.compile(r"\A\.[0-9a-f]{32}\.tmp\Z")  # of ours; the originals tak
 NEW_QUEUE = re.compile(r"\A[a-zA-Z0-9_-]+\Z")
 NEW_QUEUE_MAX = 240  # bytes; a pool writes more behind it
 PRIORITY_MAX = 10**18 - 1
+FRACTION_DIGITS = 12  # of those that we draw; a float of this century, which an original may write, has six or seven
 TIMEOUT_MAX_S = 10**11  # three thousand years: an expiry has twelve digits at most
 WAITING_MAX = 255 - len("123456789012.")  # bytes of a name that can still be claimed
 
@@ -44,6 +46,22 @@ def parse_work(name: str) -> tuple[int, str] | None:
     """The second in which a claim has expired, and the name under which it waited; None when *name* is none."""
     found = WORK.match(name)
     return (int(found[1]) + bool(found[2]), found[3]) if found else None
+
+
+def claim_name(expiry: int, name: str, fraction: int = 0) -> str:
+    """
+    The name of a claim of waiting *name* until *expiry*.
+
+    *fraction*: digits that are drawn for this claim alone, where another may claim the message to the same second and
+    both be told that they have it (see QueueFiles.fraction); 0 for none.
+    """
+    return f"{expiry}.{fraction}.{name}" if fraction else f"{expiry}.{name}"
+
+
+def is_by_shared_clock(work_name: str) -> bool:
+    """Whether a claim has such digits: then its expiry is by the filesystem's clock, as those of ours are."""
+    found = WORK.match(work_name)
+    return found is not None and len(found[2] or "") == 1 + FRACTION_DIGITS
 
 
 def waiting_key(name: str) -> str:

@@ -39,6 +39,7 @@ DEFAULTS: dict[str, Value] = {
 }
 WHOLE = ("message_timeout", "priority", "requeue_prio")
 LOCK_WAIT_S, LOCK_LOOK_S = 5.0, 0.01
+FILE_SIZE_MAX = 1 << 20
 ATTEMPTS_MAX = 100  # each is lost to somebody else's change
 NO_LOCK = frozenset({errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
@@ -133,10 +134,12 @@ class SettingsFiles:
         fd = self.system.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             raw = b""
-            while part := self.system.read(fd, 1 << 16):
+            while len(raw) <= FILE_SIZE_MAX and (part := self.system.read(fd, 1 << 16)):
                 raw += part
         finally:
             self.system.close(fd)
+        if len(raw) > FILE_SIZE_MAX:
+            raise SettingsError(f"{path}: is larger than {FILE_SIZE_MAX} bytes; is it the right file?")
         try:
             text = raw.decode()
         except UnicodeDecodeError as error:

@@ -13,31 +13,25 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 from collections.abc import Mapping
 
 from workers.ddmq.aside import set_aside
-from workers.ddmq.claims import load, parse, reason_of
+from workers.ddmq.claims import is_young, lasts_s, load, parse, reason_of
 from workers.ddmq.errors import CorruptError
 from workers.ddmq.files import QueueFiles
 from workers.ddmq.flat_yaml import Value
 from workers.ddmq.listing import Listing
 from workers.ddmq.message import Message
-from workers.ddmq.names import TIMEOUT_MAX_S
 from workers.ddmq.settings import whole
 
 log = logging.getLogger(__name__)
 
-YOUNG_S = 5  # what is no JSON yet may still be being written by an original for so long
 FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
 
 
 def expiry_of(files: QueueFiles, timeout: object, settings: Mapping[str, Value]) -> int:
     """When a claim of now ends, by the filesystem's clock; *timeout* in seconds, else the setting's."""
-    seconds = whole(settings, "message_timeout")
-    if isinstance(timeout, int | float) and 0 < timeout < math.inf:
-        seconds = math.ceil(timeout)
-    return int(files.now_s()) + min(seconds, TIMEOUT_MAX_S)
+    return int(files.now_s()) + lasts_s(timeout, whole(settings, "message_timeout"))
 
 
 class Taking:
@@ -138,8 +132,7 @@ class Taking:
         try:
             return parse(data), stat.st_ino
         except CorruptError:
-            # By ctime, which nobody can set: an mtime far ahead would be young for ever.
-            if files.now_s() - stat.st_ctime >= YOUNG_S:
+            if not is_young(files, stat):
                 raise
             self._young.append(name)
             return None, 0

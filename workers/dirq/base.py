@@ -27,7 +27,8 @@ from typing import Any, Self
 from workers.dirq.elements import OPEN_BODY, SECOND_NS, Elements, Lock, check_name, is_regular
 from workers.dirq.errors import QueueLockError
 from workers.dirq.told import told, worded
-from workers.system import System
+from workers.system import READ_MAX, TOO_LARGE, System
+from workers.trust import guarded, place_of_dirq
 
 LOCKS_MIN = 1024  # remembered before it is looked which of them are over
 LOCK_NS = 300 * SECOND_NS  # half of purge()'s limit: in that time a lock may be touched by others, and is still ours
@@ -61,6 +62,7 @@ class QueueBase:
     def _make(self, elements: Elements[Any]) -> None:
         """Take *elements* as the engine, and make its directories. Raises OSError."""
         self.elements = elements
+        self._guard()
         elements.make()
         found = elements.system.stat(elements.path)
         self.id = f"{found.st_dev}:{found.st_ino}"
@@ -78,6 +80,11 @@ class QueueBase:
     @umask.setter
     def umask(self, umask: int | None) -> None:
         self.elements.umask = umask
+        self._guard()
+
+    def _guard(self) -> None:
+        elements = self.elements
+        elements.system = guarded(elements.system, place_of_dirq(elements.path, elements.umask))
 
     @property
     def rndhex(self) -> int:
@@ -198,18 +205,23 @@ class QueueBase:
 
 
 def read_file(system: System, path: str) -> tuple[bytes, os.stat_result]:
-    """What is in the file *path*, and its fstat. Raises OSError: EINVAL when it is no regular file."""
+    """What is in the file *path*, and its fstat. Raises OSError: EINVAL for no regular file, EFBIG for a huge one."""
     fd = system.open(path, OPEN_BODY)
     try:
         try:
             found = system.fstat(fd)
             if not is_regular(found):
                 raise OSError(errno.EINVAL, "is no regular file")
+            if found.st_size > READ_MAX:
+                raise OSError(errno.EFBIG, TOO_LARGE)
             data = system.read(fd, found.st_size + 1)
             if len(data) != found.st_size:
-                parts = [data]
+                parts, size = [data], len(data)
                 while part := system.read(fd, 1 << 20):
                     parts.append(part)
+                    size += len(part)
+                    if size > READ_MAX:  # whoever wrote it may write on
+                        raise OSError(errno.EFBIG, TOO_LARGE)
                 data = b"".join(parts)
         finally:
             system.close(fd)

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Generic, NamedTuple, Self, TypeVar
 
 from workers.dirq.errors import QueueError
-from workers.system import SYSTEM, System, forget
+from workers.system import SYSTEM, System, forget, is_listed, is_there
 
 SECOND_NS = 10**9  # a younger lock is never broken by us, and the published limits are whole seconds
 DIRECTORY = re.compile(r"\A[0-9a-f]{8}\Z")
@@ -52,6 +52,9 @@ FILE_MODE, DIRECTORY_MODE = 0o666, 0o777
 NO_NOREPLACE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
 # What opening a body fails with for as long as the element is as it is.
 UNREADABLE = frozenset({errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM})
+# What locking an element fails with when it is gone: the last when a network filesystem's client knew its name still.
+GONE = frozenset({errno.ENOENT, errno.ESTALE})
+LOST_RACE = GONE | {errno.EEXIST}
 ATTEMPTS_MAX = 1000  # each is lost to somebody else's call; more are no race but something that will not go away
 
 Data = TypeVar("Data")
@@ -84,6 +87,11 @@ class UnreadableError(OSError):
         self.lock = lock
 
 
+def digits_of(seconds: int) -> str:
+    """How a time begins a name. Eight digits end in 2106: then it begins anew, for of nine nobody would see it."""
+    return f"{seconds & 0xFFFFFFFF:08x}"
+
+
 class Names:
     """Makes the names of one process: later ones sort later, also when the clock is set back."""
 
@@ -102,7 +110,7 @@ class Names:
         second_us, digits = self._second
         if not 0 <= now_us - second_us < 1_000_000:
             second_us = now_us - now_us % 1_000_000
-            digits = f"{second_us // 1_000_000:08x}"
+            digits = digits_of(second_us // 1_000_000)
             self._second = (second_us, digits)
         return f"{digits}{now_us - second_us:05x}{rndhex:x}"
 
@@ -315,9 +323,9 @@ class Elements(ABC, Generic[Data]):
     @abstractmethod
     def take_out(self, name: str, target: str) -> bool:
         """
-        Move the element to the path *target*, that nobody else can make, without its lock; False when it was gone.
+        Move the element to the path *target*, that nobody else can make; False when it was gone.
 
-        *target* is on the same filesystem.
+        *target* is on the same filesystem. On a network filesystem the lock stays, until put_in or a sweep.
         """
 
     @abstractmethod
@@ -326,6 +334,7 @@ class Elements(ABC, Generic[Data]):
         Move what take_out has moved to *source* back into the queue, unlocked, as *name*; its name then.
 
         That is a fresh name when *name* is taken, or its old lock was not taken away yet. None when *source* is gone.
+        On a network filesystem *source* must be the caller's alone, see ForeignQueue.put_in_alone.
         """
 
     @abstractmethod
@@ -340,6 +349,10 @@ class Elements(ABC, Generic[Data]):
     @abstractmethod
     def check_moves(self, target: str) -> None:
         """Try whether what is made here can be renamed to *target*, that nobody else can make. Raises OSError."""
+
+    def tells_locks(self) -> bool:
+        """Whether the filesystem can tell that a lock is still the one that was taken. Raises OSError."""
+        return True
 
     # ---- for the engines
 
@@ -448,15 +461,32 @@ class Elements(ABC, Generic[Data]):
                 self.system.fsync_directory(os.path.dirname(self.path.rstrip("/")) or ".")
         self._synced = directory
 
+    def _is_there(self, path: str) -> bool:
+        """Whether *path* exists, asked after a call that failed; see system.is_listed. Raises OSError."""
+        return is_listed(self.system, path) if self.is_network else is_there(self.system, path)
+
+    def _is_renamed(self, source: str, target: str) -> bool:
+        """Rename *source* to the fresh *target*; False when it was gone."""
+        try:
+            self.system.rename(source, target)
+        except FileNotFoundError:
+            if self._is_there(source):  # it is the target's directory that is missing
+                raise
+            # Nobody else makes that name: the reply was lost.
+            return self.is_network and self._is_there(target)
+        return True
+
     def _rename_once(self, source: str, target: str) -> None:
         """Rename without replacing what is there, as far as the filesystem can. Raises OSError, EEXIST."""
         try:
             self.system.rename_noreplace(source, target)
         except OSError as error:
-            if error.errno not in NO_NOREPLACE:
+            # A network's EEXIST may be out of a cache: NFS looks there before it says that it cannot do this at all.
+            # See test_a_message_comes_back_under_its_name_where_this_host_has_seen_it_before.
+            if error.errno not in NO_NOREPLACE and not (self.is_network and error.errno == errno.EEXIST):
                 raise
-            self._rename_or_link(source, target)
-
-    @abstractmethod
-    def _rename_or_link(self, source: str, target: str) -> None:
-        """Where renameat2 cannot do it: move *source* to *target* without replacing an element."""
+            # RACE: the keeper of another host moves the same file back. A link, and then an unlink, would let each of
+            # them make a message of it; of two who rename it one does. See test_of_two_keepers_one_lets_it_wait_again.
+            if self._is_there(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
+            self.system.rename(source, target)

@@ -19,6 +19,7 @@ See also: elements (the verbs), queue (the published API), schema (what the part
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -28,7 +29,9 @@ from collections.abc import Callable, Iterable, Mapping
 from workers.dirq.elements import (
     ATTEMPTS_MAX,
     ELEMENT,
+    GONE,
     LOCKED_DIRECTORY,
+    LOST_RACE,
     OBSOLETE_DIRECTORY,
     OPEN_BODY,
     TEMPORARY_DIRECTORY,
@@ -43,6 +46,7 @@ from workers.dirq.errors import QueueError
 from workers.system import SYSTEM, System, forget, is_there, remove
 
 KEY = re.compile(r"\A[0-9a-zA-Z]+\Z")
+STILL_OPEN = (".nfs", ".fuse_hidden")
 ASIDE = re.compile(r"\A[0-9a-f]{14}\.[0-9a-f]{8}\.tmp\Z")
 LISTED_NS = 10**9  # a listing of the queue is good for so long
 TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY})
@@ -100,7 +104,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
                 self._discard(temporary, data)
                 raise
         if durable:
-            self.system.fsync_directory(f"{self.path}/{name[:8]}")
+            self.system.fsync_entered(f"{self.path}/{name[:8]}")
         return name
 
     def _discard(self, temporary: str, data: Iterable[str]) -> None:
@@ -132,7 +136,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
 
     def _is_moved(self, source: str, target: str) -> bool:
         """Whether a rename to the fresh *target*, of which we were told ENOENT, has happened: its reply was lost."""
-        return self.is_network and not is_there(self.system, source) and is_there(self.system, target)
+        return self.is_network and not self._is_there(source) and self._is_there(target)
 
     def waiting(self, directory: str, odd: set[str]) -> list[str]:
         """See Elements.waiting: all that are directories; a listing does not tell which are locked."""
@@ -198,7 +202,9 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
                 system.mkdir(lock_path)
             elif not self._mkdir(lock_path):
                 return None
-        except (FileExistsError, FileNotFoundError):
+        except OSError as error:
+            if error.errno not in LOST_RACE:
+                raise
             return None
         try:
             # RACE: the element may be on its way to obsolete/, locked and removed by another since we looked it up.
@@ -206,8 +212,10 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
             found = system.lstat(lock_path)
         except FileNotFoundError:
             return None
-        except BaseException:
+        except BaseException as error:
             self._undo_mkdir(lock_path)
+            if isinstance(error, OSError) and error.errno in GONE:
+                return None
             raise
         return Lock(name, found.st_ino, found.st_mtime_ns, since_ns)
 
@@ -225,6 +233,8 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
             if error.errno == errno.ENOENT:
                 return None
             self._undo_mkdir(f"{path}/{LOCKED_DIRECTORY}")
+            if error.errno in GONE:
+                return None
             raise
         try:
             found = self.system.fstat(fd)
@@ -249,7 +259,16 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
 
     def unlock(self, name: str) -> bool:
         """See Elements.unlock."""
-        return self._rmdir(f"{self.path}/{name}/{LOCKED_DIRECTORY}")
+        lock_path = f"{self.path}/{name}/{LOCKED_DIRECTORY}"
+        if self.is_network:
+            # As SimpleElements does it: a name that only we can make says whether it was our call that took it.
+            aside = self._aside(name[:8])
+            with contextlib.suppress(PermissionError):  # only who may write to locked/ itself may move it
+                if not self._is_renamed(lock_path, aside):
+                    return False
+                self._undo_mkdir(aside)
+                return True
+        return self._rmdir(lock_path)
 
     def remove(self, name: str) -> bool:
         """See Elements.remove: look, rename to obsolete/, unlink the parts, rmdir. Raises as lock() does."""
@@ -267,7 +286,8 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         """The files of an element. Raises QueueError for what none has, FileNotFoundError when it is gone."""
         path = f"{self.path}/{name}"
         self._check_directory(path)
-        parts = self.system.listdir(path)
+        # What somebody has open and another has removed, NFS keeps under a name of its own until it is closed.
+        parts = [part for part in self.system.listdir(path) if not part.startswith(STILL_OPEN)]
         if LOCKED_DIRECTORY in parts:
             parts.remove(LOCKED_DIRECTORY)
         for part in parts:
@@ -284,7 +304,7 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
             except FileNotFoundError:
                 if self._is_moved(path, obsolete):
                     return obsolete
-                if not is_there(self.system, path):
+                if not self._is_there(path):
                     return None
                 self._mkdir(f"{self.path}/{OBSOLETE_DIRECTORY}")
             except OSError as error:
@@ -314,25 +334,22 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
 
     def take_out(self, name: str, target: str) -> bool:
         """See Elements.take_out: rename the element, then remove locked/ in it."""
-        path = f"{self.path}/{name}"
-        try:
-            self.system.rename(path, target)
-        except FileNotFoundError:
-            if is_there(self.system, path):  # it is the target's directory that is missing
-                raise
-            if not (self.is_network and is_there(self.system, target)):
-                return False
-        self._undo_mkdir(f"{target}/{LOCKED_DIRECTORY}")
+        if not self._is_renamed(f"{self.path}/{name}", target):
+            return False
+        # RACE: a client of a network filesystem that still knows the name would make locked/ in what is no longer
+        # there, for it acts by the directory's handle. See test_what_is_taken_out_stays_locked_on_a_network.
+        if not self.is_network:
+            self._undo_mkdir(f"{target}/{LOCKED_DIRECTORY}")
         return True
 
     def put_in(self, source: str, name: str) -> str | None:
         """See Elements.put_in."""
+        self._rmdir(f"{source}/{LOCKED_DIRECTORY}")  # once: who makes it anew from now on has it, wherever it goes
         for _ in range(ATTEMPTS_MAX):
             try:
-                self._rmdir(f"{source}/{LOCKED_DIRECTORY}")
                 self._rename_once(source, f"{self.path}/{name}")
             except FileNotFoundError:
-                if not is_there(self.system, source):
+                if not self._is_there(source):
                     return name if self._is_moved(source, f"{self.path}/{name}") else None
                 self._mkdir(f"{self.path}/{name[:8]}")
             except OSError as error:
@@ -366,9 +383,8 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         # RACE: another reaper has broken it since, and somebody has locked again. Whoever moves locked/ away has it
         # for himself, and looks whether it is the one he saw. See the test above.
         try:
-            self.system.rename(lock_path, aside)
-        except FileNotFoundError:
-            return False
+            if not self._is_renamed(lock_path, aside):
+                return False
         except PermissionError:  # only who may write to locked/ itself may move it; removing it is allowed to more
             return self.is_held(Lock(name, found.st_ino, found.st_mtime_ns, 0)) and self._rmdir(lock_path)
         try:
@@ -516,27 +532,21 @@ class SchemaElements(Elements[Mapping[str, bytes]]):
         self._counted = len(self.names(directory)) if self._counted < 0 else self._counted + 1
         return self._counted < self.maxelts
 
-    def _rename_or_link(self, source: str, target: str) -> None:
-        self.system.rename(source, target)  # of an element: onto a directory that is not empty it fails
-
     def check_moves(self, target: str) -> None:
         """See Elements.check_moves."""
         for attempt in range(1, ATTEMPTS_MAX + 1):
             probe = self._make_in(TEMPORARY_DIRECTORY)
             try:
-                self.system.rename(probe, target)
-            except FileNotFoundError:
                 # RACE: a peer's purge removes directories in temporary/ however young they are.
                 # See test_check_moves_is_tried_again_when_its_probe_is_purged.
-                # While it is there, it is the target's directory that is missing.
-                if attempt == ATTEMPTS_MAX or is_there(self.system, probe):
-                    self._undo_mkdir(probe)
-                    raise
-                continue
+                if not self._is_renamed(probe, target):
+                    if attempt == ATTEMPTS_MAX:
+                        raise FileNotFoundError(errno.ENOENT, "was purged", probe)
+                    continue
             except OSError:
                 self._undo_mkdir(probe)
                 raise
-            self.system.rmdir(target)
+            self._rmdir(target)
             return
 
     def _probe_ns(self) -> int:

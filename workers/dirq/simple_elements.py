@@ -26,7 +26,9 @@ from collections.abc import Callable
 from workers.dirq.elements import (
     ATTEMPTS_MAX,
     ELEMENT,
+    GONE,
     LOCKED_SUFFIX,
+    LOST_RACE,
     OPEN_BODY,
     SECOND_NS,
     TEMPORARY_SUFFIX,
@@ -35,11 +37,13 @@ from workers.dirq.elements import (
     Lock,
     Swept,
     UnreadableError,
+    digits_of,
     is_regular,
     older_than,
 )
-from workers.system import SYSTEM, System, forget, is_there, remove
+from workers.system import SYSTEM, System, forget, is_listed, is_there, remove
 
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 LISTED_NS = 500_000_000  # a listing is good for so long: a touch that comes later would look like a later lock
 
 
@@ -94,6 +98,7 @@ class SimpleElements(Elements[bytes]):
                         name = self._link(temporary, directory)
                 break
             except FileNotFoundError:
+                self._check_told(temporary)
                 # RACE: a purge has removed the temporary file, and perhaps the directory.
                 # See test_D10_a_directory_that_is_purged_meanwhile_is_made_again.
                 forget(self.system, temporary)
@@ -104,7 +109,7 @@ class SimpleElements(Elements[bytes]):
                 raise
         forget(self.system, temporary)
         if durable:
-            system.fsync_directory(f"{self.path}/{directory}")
+            system.fsync_entered(f"{self.path}/{directory}")
         return name
 
     def add_path(self, path: str) -> str:
@@ -124,7 +129,7 @@ class SimpleElements(Elements[bytes]):
                 if not is_there(self.system, path):
                     raise
                 continue  # a peer's purge has removed the directory
-            self.system.unlink(path)
+            remove(self.system, path)
             return name
         raise FileNotFoundError(errno.ENOENT, "is removed as often as it is made", f"{self.path}/{directory}")
 
@@ -190,18 +195,19 @@ class SimpleElements(Elements[bytes]):
             # See test_D7_the_lock_of_an_old_element_is_never_old.
             system.utime(path)
             system.link(path, lock_path)
-        except (FileNotFoundError, FileExistsError):  # it is gone, or another has it
+        except OSError as error:
+            if error.errno not in LOST_RACE:
+                raise
             return None
         try:
             # RACE: link(2) looks the element up before it locks the directory. Its holder may have ended it in between,
             # and a file that has one more name (being added yet, or moved away) is linked all the same.
             # See test_what_its_holder_ended_between_the_two_halves_of_a_link_is_not_locked.
             found = system.lstat(path)
-        except FileNotFoundError:
+        except BaseException as error:
             forget(self.system, lock_path)
-            return None
-        except BaseException:
-            forget(self.system, lock_path)
+            if isinstance(error, OSError) and error.errno in GONE:
+                return None
             raise
         if not is_regular(found):
             forget(self.system, lock_path)
@@ -226,14 +232,16 @@ class SimpleElements(Elements[bytes]):
             # ORDER: touch, then link, as in lock(). See test_D7_open_locked_never_has_an_old_lock_either.
             system.utime(path)
             system.link(path, lock_path)
-        except (FileNotFoundError, FileExistsError):
+        except OSError as error:
+            if error.errno not in LOST_RACE:
+                raise
             return None
         try:
             fd = system.open(path, OPEN_BODY)  # RACE: as in lock(), see there
-        except FileNotFoundError:
-            forget(self.system, lock_path)
-            return None
         except OSError as error:
+            if error.errno in GONE:
+                forget(self.system, lock_path)
+                return None
             self._raise_unreadable(error, name, since_ns)
             raise
         try:
@@ -266,32 +274,27 @@ class SimpleElements(Elements[bytes]):
 
     def unlock(self, name: str) -> bool:
         """See Elements.unlock."""
-        return remove(self.system, f"{self.path}/{name}{LOCKED_SUFFIX}")
+        return self._is_removed(f"{self.path}/{name}{LOCKED_SUFFIX}", name[:8])
 
     def remove(self, name: str) -> bool:
         """See Elements.remove: unlink the element, then its lock."""
         path = f"{self.path}/{name}"
         # ORDER: the element, then the lock. The other way round it could be locked again between the two, and what
         # its next holder works on would be removed. See test_remove_never_leaves_an_element_without_its_lock.
-        if self.is_network:
-            # An unlink that was told ENOENT may have been ours or another's; a name that only we can make says which.
-            aside = self._aside(name[:8])
-            if not self._is_renamed(path, aside):
-                return False
-            forget(self.system, aside)
-        elif not remove(self.system, path):
+        if not self._is_removed(path, name[:8]):
             return False
         forget(self.system, path + LOCKED_SUFFIX)  # it was settled by the first call; what is left, a sweep takes away
         return True
 
-    def _is_renamed(self, path: str, target: str) -> bool:
-        """Rename the element at *path* to the fresh *target*; False when it was gone."""
-        try:
-            self.system.rename(path, target)
-        except FileNotFoundError:
-            if is_there(self.system, path):  # it is the target's directory that is missing
-                raise
-            return self.is_network and is_there(self.system, target)
+    def _is_removed(self, path: str, directory: str) -> bool:
+        """Unlink *path*, which is in *directory*; False when it was gone."""
+        if not self.is_network:
+            return remove(self.system, path)
+        # An unlink that was told ENOENT may have been ours or another's; a name that only we can make says which.
+        aside = self._aside(directory)
+        if not self._is_renamed(path, aside):
+            return False
+        forget(self.system, aside)
         return True
 
     def take_out(self, name: str, target: str) -> bool:
@@ -299,24 +302,40 @@ class SimpleElements(Elements[bytes]):
         path = f"{self.path}/{name}"
         if not self._is_renamed(path, target):
             return False
-        forget(self.system, path + LOCKED_SUFFIX)
+        # RACE: a client of a network filesystem that still knows the name locks what is no longer there, for it acts by
+        # the file's handle. So the lock stays until put_in. See test_what_is_taken_out_stays_locked_on_a_network.
+        if not self.is_network:
+            forget(self.system, path + LOCKED_SUFFIX)
         return True
 
     def put_in(self, source: str, name: str) -> str | None:
-        """See Elements.put_in. A lock without its element belongs to a take_out that has not ended."""
-        is_name_free = not is_there(self.system, self.lock_path(name))
+        """See Elements.put_in. A lock without its element belongs to a take_out, locally to one that has not ended."""
+        if not self.is_network:
+            return self._put_in(source, name, is_name_free=not is_there(self.system, self.lock_path(name)))
+        try:
+            at_ns = self.system.lstat(source).st_mtime_ns
+        except FileNotFoundError:
+            return None
+        again = self._put_in(source, name, is_name_free=True)
+        # ORDER: the element, then its old lock, if nobody has broken that and locked again since. The other way round
+        # who still knows the name could lock what is outside. See test_what_is_taken_out_stays_locked_on_a_network.
+        if again == name:
+            self.break_lock(name, older_than(at_ns + 1))
+        return again
+
+    def _put_in(self, source: str, name: str, *, is_name_free: bool) -> str | None:
         for _ in range(ATTEMPTS_MAX):
             if not is_name_free:
                 name = f"{self._insertion_directory()}/{self._fresh()}"
             try:
                 self._rename_once(source, f"{self.path}/{name}")
             except FileExistsError:
-                if self.is_network and not is_there(self.system, source):
+                if self.is_network and not self._is_there(source):
                     return name
                 is_name_free = False
             except FileNotFoundError:
-                if not is_there(self.system, source):
-                    is_ours = self.is_network and is_there(self.system, f"{self.path}/{name}")
+                if not self._is_there(source):
+                    is_ours = self.is_network and self._is_there(f"{self.path}/{name}")
                     return name if is_ours else None
                 self._mkdir(f"{self.path}/{name[:8]}")
             else:
@@ -331,9 +350,7 @@ class SimpleElements(Elements[bytes]):
         lock_path, aside = self.lock_path(name), self._aside(name[:8])
         # RACE: another reaper has broken it since, and somebody has locked again. Whoever renames it has it for
         # himself, and looks once more. See test_D8_of_two_reapers_neither_breaks_the_lock_that_was_taken_again.
-        try:
-            self.system.rename(lock_path, aside)
-        except FileNotFoundError:
+        if not self._is_renamed(lock_path, aside):
             return False
         try:
             found = self.system.lstat(aside)
@@ -344,6 +361,8 @@ class SimpleElements(Elements[bytes]):
             # Unless yet another has locked it, or a peer's purge has taken ours.
             with contextlib.suppress(FileExistsError, FileNotFoundError):
                 self.system.link(aside, lock_path)
+                if not is_there(self.system, f"{self.path}/{name}"):  # its holder has ended it meanwhile
+                    forget(self.system, lock_path)
         forget(self.system, aside)
         return is_broken
 
@@ -419,7 +438,7 @@ class SimpleElements(Elements[bytes]):
             seconds -= seconds % self.granularity
         directory = self._insertion
         if directory[0] != seconds:
-            directory = self._insertion = (seconds, f"{seconds:08x}")
+            directory = self._insertion = (seconds, digits_of(seconds))
         return directory[1]
 
     def _link(self, source: str, directory: str) -> str:
@@ -434,26 +453,48 @@ class SimpleElements(Elements[bytes]):
             else:
                 return name
 
+    def _check_told(self, source: str) -> None:
+        """Raises OSError when a link of *source* that was told ENOENT may have been made; *source* is gone then."""
+        # RACE: another host takes and ends the element before the server has looked what to answer, as FUSE does.
+        # See test_a_put_that_is_taken_before_its_link_is_answered_is_unknown.
+        if self.is_network and self._is_there(source):
+            forget(self.system, source)
+            raise OSError(errno.EIO, "it cannot be told whether it entered", source)
+
     def _is_linked(self, source: str, target: str) -> bool:
         """Whether a link that was told EEXIST was made all the same: its reply was lost, and the call repeated."""
         try:
-            return self.is_network and self.system.lstat(source).st_ino == self.system.lstat(target).st_ino
+            if not (self.is_network and is_listed(self.system, target)):
+                return False
+            return self.system.lstat(source).st_ino == self.system.lstat(target).st_ino
         except FileNotFoundError:
             return False
-
-    def _rename_or_link(self, source: str, target: str) -> None:
-        self.system.link(source, target)
-        forget(self.system, source)
 
     def check_moves(self, target: str) -> None:
         """See Elements.check_moves."""
         probe = self._make_probe()
         try:
-            self.system.rename(probe, target)
+            if not self._is_renamed(probe, target):
+                raise FileNotFoundError(errno.ENOENT, "was purged", probe)
         except OSError:
             forget(self.system, probe)
             raise
-        self.system.unlink(target)
+        remove(self.system, target)
+
+    def tells_locks(self) -> bool:
+        """See Elements.tells_locks: not where there are no hard links, or each name has an inode of its own (sshfs)."""
+        probe = self._make_probe()
+        lock = f"{probe[: -len(TEMPORARY_SUFFIX)]}{LOCKED_SUFFIX}"
+        try:
+            self.system.link(probe, lock)
+            return self.system.lstat(probe).st_ino == self.system.lstat(lock).st_ino
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return False
+        finally:
+            forget(self.system, lock)
+            forget(self.system, probe)
 
     def _probe_ns(self) -> int:
         probe = self._make_probe()
@@ -482,7 +523,6 @@ class SimpleElements(Elements[bytes]):
 
 def is_same(lock: Lock, found: os.stat_result, touched_ns: int = 0, within_ns: int = SECOND_NS) -> bool:
     """Whether *found*, the stat of a lock, is still that of *lock*. See Elements.is_held."""
-    at_ns = found.st_mtime_ns
-    return found.st_ino == lock.inode and (
-        at_ns == lock.at_ns or lock.at_ns - SECOND_NS <= at_ns <= max(lock.at_ns, touched_ns) + within_ns
-    )
+    # Earlier than it was taken it may be: touched after the clock was set back. Another's is not, for he has found ours
+    # older than his limit. See test_a_lock_stays_its_holders_though_the_clock_is_set.
+    return found.st_ino == lock.inode and found.st_mtime_ns <= max(lock.at_ns, touched_ns) + within_ns

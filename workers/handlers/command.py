@@ -11,15 +11,20 @@ the program wrote.
 No shell, unless asked for: then /bin/sh gets the values as variables and each
 placeholder becomes "${MESSAGE_PATH}", so that no value is ever read as shell text,
 whatever surrounds it (a value quoted into the text would break out of quotes, of
-here-documents); a placeholder that is quoted already is refused.
+here-documents); where that would not be one word it is refused, and so is a
+placeholder in the text of a ``sh -c`` (shell_text).
 
-{path} is absolute. {name} may begin with a dash: write -- before it.
+{path} is absolute. {name} may begin with a dash, and is an option then: write -- before it,
+or out/{name}.
+
+The program has the worker's environment (the master's, and what [daemon] user changes of it),
+directory and umask, no descriptor but 0, 1 and 2, no terminal, and default signals.
 
 Raises: CommandFailed; HandlerError for a command that cannot be one.
 Limits: Linux; a program that leaves its process group (setsid) is not followed while
 the worker lives.
 Source: sysexits(3) for 75.
-See also: program (how it is run and ended), handler (turns what is raised here into a
+See also: program (how it is run and ended), shell_text, handler (turns what is raised here into a
 retry), tests/unit/test_command.py.
 """
 
@@ -27,19 +32,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 
 from workers.errors import HandlerError, OrchestratorError
 from workers.handlers.program import ProgramError, run, signal_name, text_of
+from workers.handlers.shell_text import IN_SHELL, PLACEHOLDER, refusal
 from workers.message import Done, Message, Outcome, Retry
 from workers.queues.names import shown
 
 OUTPUT_BYTES_MAX = 65536
 EXIT_RETRY = 75  # EX_TEMPFAIL
-PLACEHOLDER = re.compile(r"\{(path|name|queue|attempt|worker)\}")
 SHELL = "/bin/sh"
 
 
@@ -84,7 +88,8 @@ class Command:
         self.shell = shell
         self.output_bytes_max = output_bytes_max
         self._environment = None if environment is None else dict(environment)
-        self._is_fed = not any(found[1] in ("path", "name") for text in argv for found in PLACEHOLDER.finditer(text))
+        words = {found[1] for text in argv for found in (IN_SHELL if shell else PLACEHOLDER).finditer(text)}
+        self._is_fed = not words & {"path", "name"}
 
     def __repr__(self) -> str:
         return f"Command({list(self.argv)!r}, shell={self.shell})"
@@ -130,7 +135,7 @@ class Command:
         if not self.shell:
             # One pass: a name that looks like a placeholder is no placeholder.
             return [PLACEHOLDER.sub(lambda found: values[found[1]], text) for text in self.argv], self._environment
-        script = PLACEHOLDER.sub(lambda found: f'"${{MESSAGE_{found[1].upper()}}}"', self.argv[0])
+        script = IN_SHELL.sub(lambda found: f'"${{MESSAGE_{found[1].upper()}}}"', self.argv[0])
         environment = dict(os.environ) if self._environment is None else dict(self._environment)
         environment |= {f"MESSAGE_{word.upper()}": value for word, value in values.items()}
         return [SHELL, "-c", script], environment
@@ -186,24 +191,5 @@ def _check(argv: Sequence[str], *, shell: bool) -> None:
             f"a shell takes one text, not {len(argv)} arguments: quote the whole command, "
             "for example 'gzip -c {path} | wc -c'"
         )
-    if shell and (found := _quoted_placeholder(argv[0])) is not None:
-        raise HandlerError(
-            f"{found} is quoted in the shell command; take the quotes (or the backslash) away, it is quoted already, "
-            f'or write "$MESSAGE_{found.strip("{}").upper()}" within double quotes as any variable'
-        )
-
-
-def _quoted_placeholder(script: str) -> str | None:
-    """The first placeholder of *script* within quotes, or None. Knows quotes and backslashes, not here-documents."""
-    quote = ""
-    for token in re.finditer(r"\\\\|\\?['\"]|\\?" + PLACEHOLDER.pattern, script):
-        text = token[0]
-        if token[1]:
-            if quote or text[0] == "\\":
-                return text.removeprefix("\\")
-        elif text == quote or (quote == "'" and text == "\\'"):
-            # Within single quotes a backslash is only itself, and the quote after it is the end.
-            quote = ""
-        elif not quote and text in ("'", '"'):
-            quote = text
-    return None
+    if (why := refusal(argv, is_shell=shell)) is not None:
+        raise HandlerError(why)

@@ -155,7 +155,7 @@ def _start(
     argv: Sequence[str], stdin: int, environment: Mapping[str, str] | None, parent: int
 ) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603 - the operator's command, each value an argument of its own
             argv,
             stdin=stdin,
             stdout=subprocess.PIPE,

@@ -29,11 +29,15 @@ from typing import Literal
 from workers.board import Board
 from workers.errors import NotSupported, QueueError, QueueUnavailable
 from workers.message import Body, Claim
-from workers.system import System
+from workers.pauses import Pauses
+from workers.system import READ_MAX, TOO_LARGE, System
+from workers.trust import Place
 
 Order = Literal["fifo", "any"]
+Watch = Literal["auto", "inotify", "poll"]
 Cause = Literal["died", "timeout", "stopped", "unknown"]  # of a worker's end, as its keeper is told
 State = Literal["waiting", "claimed", "deferred", "errors", "done"]
+POLL_S, POLL_NETWORK_S = 0.1, 1.0
 STATES: tuple[State, ...] = ("waiting", "claimed", "deferred", "errors", "done")
 
 
@@ -68,6 +72,8 @@ class Settings:
         create: make the queue where only its parent exists.
         reap_foreign: also give back flat claims whose names are not unique by shape.
         state_dir: where a protocol that must keep something beside its queue does so; None is next to it.
+        watch: how arrivals are seen; auto is inotify, or poll on a network filesystem (others' make no event there).
+        poll_interval_s: the longest pause between two looks while nothing comes; None is POLL_S, or POLL_NETWORK_S.
     """
 
     order: Order = "fifo"
@@ -83,6 +89,8 @@ class Settings:
     create: bool = False
     reap_foreign: bool = False
     state_dir: str | None = None
+    watch: Watch = "auto"
+    poll_interval_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,11 +259,14 @@ class Queue(ABC):
         raise NotSupported(f"a {self.protocol} queue cannot be waited for")
 
     def watch_directory(self) -> str | None:
-        """The directory whose arrivals an inotify watcher may watch; None where only polling sees them."""
+        """The directory in which messages arrive; None where there is no single one, and only polling sees them."""
         return None
 
     def settle_leftovers(self) -> None:
         """Look at what lies in our own directory and is no claim in hand. When idle, and at exit."""
+
+    def renew(self) -> None:
+        """Open anew what was open on a filesystem that went away and is there again. After a QueueUnavailable."""
 
     def detach(self) -> None:
         """Leave: nothing is in hand, take our own directory away."""
@@ -401,6 +412,10 @@ class Claimable(Queue):
     wait_fd = -1
     _keeper: Keeper | None = None
 
+    def places(self) -> list[Place]:
+        """The directories that it rests on, for a look at who may write there."""
+        return []
+
     @abstractmethod
     def keeper(self, consumer: Consumer) -> Keeper:
         """The keeper's side of this queue, made once; *consumer* names the master and its slot on the board."""
@@ -430,10 +445,16 @@ class Claimable(Queue):
         except OSError as error:
             raise QueueUnavailable.at("count what waits in", error.filename or self.place, error) from error
 
+    @property
+    def poll_interval_s(self) -> float:
+        """The longest pause between two looks at what waits while nothing comes, in seconds."""
+        default_s = POLL_S if self.network is None else POLL_NETWORK_S
+        return default_s if self.settings.poll_interval_s is None else self.settings.poll_interval_s
+
     def wait(self, timeout_s: float) -> bool:
-        """See Queue.wait: adaptive polling, 1 ms doubling to 100 ms (1 s on a network filesystem)."""
+        """See Queue.wait: by polling, at growing distances."""
         end_ns = self.system.boottime_ns() + int(timeout_s * 1e9)
-        pause_s, longest_s = 0.001, 1.0 if self.network else 0.1
+        pauses = Pauses(self.poll_interval_s, self.system)
         while (left_s := (end_ns - self.system.boottime_ns()) / 1e9) > 0:
             try:
                 source, odd = self.source(), set[str]()
@@ -442,8 +463,7 @@ class Claimable(Queue):
                         return True
             except OSError as error:
                 raise QueueUnavailable.at("look into", error.filename or self.place, error) from error
-            self.system.sleep(min(pause_s * random.uniform(0.8, 1.2), left_s))  # noqa: S311 - spreads load
-            pause_s = min(pause_s * 2, longest_s)
+            self.system.sleep(min(pauses.next_s(), left_s))
         return False
 
     def backoff_s(self, attempt: int) -> float:
@@ -463,16 +483,21 @@ class Claimable(Queue):
 
     def read_regular(self, fd: int, path: str) -> bytes:
         """All of what is open as *fd*. Raises OSError, also where it is no regular file."""
-        if not stat.S_ISREG(self.system.fstat(fd).st_mode):
+        found = self.system.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "is no regular file", path)
+        if found.st_size > READ_MAX:
+            raise OSError(errno.EFBIG, TOO_LARGE, path)
         return self.read_all(fd)
 
     def read_all(self, fd: int) -> bytes:
-        """All of the file *fd*, from its beginning. Raises OSError."""
+        """All of the file *fd*, from its beginning. Raises OSError, EFBIG for a huge one."""
         parts, offset = [], 0
         while part := self.system.pread(fd, 1 << 20, offset):
             parts.append(part)
             offset += len(part)
+            if offset > READ_MAX:
+                raise OSError(errno.EFBIG, TOO_LARGE)
         return b"".join(parts)
 
     def hand_on(self, claim: Claim, queue: Queue, bodies: Sequence[Body]) -> None:

@@ -32,26 +32,28 @@ from dataclasses import dataclass, replace
 
 from workers.board import Q, W
 from workers.ddmq.broker import Broker
+from workers.ddmq.claims import is_young
 from workers.ddmq.errors import CorruptError, DdmqError, SettingsError
 from workers.ddmq.files import NO_SUCH_CALL, QueueFiles
 from workers.ddmq.message import Message
-from workers.ddmq.names import PRIORITY_MAX, check_new_queue, check_queue
+from workers.ddmq.names import PRIORITY_MAX, check_new_queue, check_queue, claim_name
 from workers.errors import ClaimLost, InputGone, NotSupported, QueueMissing, QueueRefused
 from workers.message import Body, Claim
 from workers.queues import ddmq_look, names
 from workers.queues.base import Capability, Consumer, Depth, Listed, Settings, Shown, State
+from workers.queues.beside import Beside
 from workers.queues.ddmq_content import Content, content_of
 from workers.queues.ddmq_hand import HALF, HAND_SIZE, Hand, claim_line, hand_in
 from workers.queues.ddmq_keep import DdmqKeeper
 from workers.queues.ddmq_look import Waiting, name_of, time_of
 from workers.queues.foreign import ForeignQueue
 from workers.queues.locking import HeldClaim
-from workers.system import System, is_there
+from workers.system import SYSTEM, System, is_listed, is_there
+from workers.trust import Place, guarded, places_of_ddmq
 
 log = logging.getLogger(__name__)
 
 CLAIM_S_MIN, CLAIM_S_MAX = 10, 10 * 365 * 86400  # a keeper touches once a second, a number has room for so much
-WRITTEN_S = 5.0  # what is no JSON may still be being written by an original while it is younger
 AGAIN_S = 0.05  # so long a worker that scans for itself passes it over
 HALF_TRIES, HALF_TRY_S = 4, 0.001  # an original needs less than that from open to close
 STALE_AFTER_S = 600.0
@@ -68,13 +70,20 @@ class TimedClaim(HeldClaim):
     A claim that expires.
 
     Attributes:
-        waiting: under which name it waited; expiry: unix seconds that its file in work/ was given when it was claimed.
+        waiting: under which name it waited; expiry: unix seconds that its file in work/ was given when it was claimed;
+            fraction: what was drawn behind them, see QueueFiles.fraction.
         attempts_max: the message's own limit, 0 for none.
     """
 
     waiting: str = ""
     expiry: int = 0
+    fraction: int = 0
     attempts_max: int = 0
+
+    @property
+    def work_name(self) -> str:
+        """What its file was called when it was claimed."""
+        return claim_name(self.expiry, self.waiting, self.fraction)
 
 
 class Ddmq(ForeignQueue):
@@ -97,7 +106,10 @@ class Ddmq(ForeignQueue):
     def __init__(
         self, url: str, root: str, queue: str, settings: Settings | None = None, *, system: System, host: str
     ) -> None:
-        super().__init__(url, os.path.join(root, queue), settings, HAND_SIZE, system=system, host=host)
+        place, self._root = os.path.join(root, queue), root
+        state_dir = settings.state_dir if settings else None
+        system = guarded(system, *places_of_ddmq(root, queue), *Beside(place, state_dir, system).places())
+        super().__init__(url, place, settings, HAND_SIZE, system=system, host=host)
         self.files = QueueFiles(root, queue, system)
         self.stale_after_s = self.settings.stale_after_s or STALE_AFTER_S
         self._unready: dict[str, int] = {}  # what was half written, and when it may be looked at again
@@ -107,6 +119,10 @@ class Ddmq(ForeignQueue):
                 self._open(root, queue)
             except SettingsError as error:
                 raise QueueRefused(str(error)) from error
+
+    def places_of_format(self) -> list[Place]:
+        """See ForeignQueue.places_of_format."""
+        return places_of_ddmq(self._root, self.files.queue)
 
     def _open(self, root: str, queue: str) -> None:
         system, is_made = self.system, self.settings.create
@@ -224,16 +240,16 @@ class Ddmq(ForeignQueue):
             counts = self.beside.count_of(name)
         now_s = self.files.now_s()
         lasts_s = self.lasts_s(content.lasts_s)
-        expiry = int(now_s) + lasts_s
+        expiry, fraction = int(now_s) + lasts_s, self.files.fraction()
         # ORDER: the record, then the claim. A worker killed between the two holds nothing; the other way round its
         # message would be nobody's until it expires. See test_a_worker_killed_at_any_call_of_a_claim_loses_nothing.
-        self.system.pwrite(self._hand, claim_line(waiting, expiry, lasts_s), 0)
+        self.system.pwrite(self._hand, claim_line(waiting, expiry, lasts_s, fraction), 0)
         # RACE: a keeper that waited that second out takes for its dead worker's what no record names by then.
         # See test_no_schedule_loses_repeats_or_strands_a_message.
         while expiry != (again := int(self.files.now_s()) + lasts_s):
             expiry = again
-            self.system.pwrite(self._hand, claim_line(waiting, expiry, lasts_s), 0)
-        work_name = self.files.take(waiting, expiry)
+            self.system.pwrite(self._hand, claim_line(waiting, expiry, lasts_s, fraction), 0)
+        work_name = self.files.take(waiting, expiry, fraction)
         if work_name is None:
             # RACE: who was first may have claimed it to the same second, and then our record speaks of his claim.
             # See test_who_lost_a_race_in_the_same_second_leaves_no_record_of_it.
@@ -245,7 +261,8 @@ class Ddmq(ForeignQueue):
         enqueued_s = time_of(name)
         claim = TimedClaim(name, path, 1, 0, content.written_s if enqueued_s is None else enqueued_s, claimed_ns)
         claim.fd, claim.size, claim.claimed_at, claim.trouble = fd, len(content.body or b""), now_s, content.trouble
-        claim.waiting, claim.expiry, claim.attempts_max = waiting, expiry, content.attempts_max
+        claim.waiting, claim.expiry, claim.fraction = waiting, expiry, fraction
+        claim.attempts_max = content.attempts_max
         # Never more than can be put: an original may have written any number, and a bridge hands it on.
         claim.priority = min(int(waiting.partition(".")[0]), PRIORITY_MAX)
         if counts is not None:
@@ -264,10 +281,9 @@ class Ddmq(ForeignQueue):
             except CorruptError as error:
                 return Content(f"it {error.message}")
             content = content_of(data, found.st_mtime)
-            age_s = self.files.now_s() - found.st_ctime  # which nobody can set
-            if content.trouble is None or age_s >= WRITTEN_S:
+            if content.trouble is None or not is_young(self.files, found):
                 return content
-            if age_s < 1 and tries < HALF_TRIES:
+            if self.files.now_s() - found.st_ctime < 1 and tries < HALF_TRIES:
                 self.system.sleep(HALF_TRY_S)
         return None
 
@@ -295,7 +311,8 @@ class Ddmq(ForeignQueue):
         was there before his claim, so it is there when the file is. See
         test_a_worker_killed_before_its_claim_takes_no_claim_of_another_with_it.
         """
-        found = next((name for name in hand.work_names() if is_there(self.system, f"{self.files.work}/{name}")), None)
+        there = is_there if self.network is None else is_listed
+        found = next((name for name in hand.work_names() if there(self.system, f"{self.files.work}/{name}")), None)
         if found is None:
             return None
         for other in self.system.listdir(self.beside.held):
@@ -377,12 +394,14 @@ class Ddmq(ForeignQueue):
         target = f"{self.place}/{waiting}"
         try:
             self.system.rename_noreplace(source, target)
-        except FileNotFoundError:
-            return False
+        except FileNotFoundError as error:
+            return self.beside.has_moved(error, source, self.place, waiting)
         except OSError as error:
-            if error.errno not in NO_SUCH_CALL:
+            if error.errno not in NO_SUCH_CALL and not (self.network and error.errno == errno.EEXIST):
                 raise
-            if is_there(self.system, target):
+            # By a listing: this host may have seen it wait there, and know nothing yet of who took it; an EEXIST of NFS
+            # is out of its cache, too. See test_a_message_comes_back_under_its_name_where_this_host_has_seen_it_before.
+            if self.beside.is_there(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
             return self.beside.move(source, self.place, waiting)
         return True
@@ -395,7 +414,7 @@ class Ddmq(ForeignQueue):
         reads again until the record stays the same. See test_a_settle_finds_its_claim_at_every_moment_of_a_touch.
         """
         tried: tuple[str, ...] = ()
-        work_names: tuple[str, ...] = (f"{claim.expiry}.{claim.waiting}",)
+        work_names: tuple[str, ...] = (claim.work_name,)
         while work_names != tried:
             if any(act(work_name) for work_name in work_names):
                 return
@@ -404,8 +423,8 @@ class Ddmq(ForeignQueue):
 
     def _work_names(self, claim: TimedClaim) -> tuple[str, ...]:
         hand = self.hand_of(self._owner) if self._owner else None
-        if hand is None or (hand.waiting, hand.expiry) != (claim.waiting, claim.expiry):
-            return (f"{claim.expiry}.{claim.waiting}",)
+        if hand is None or (hand.waiting, hand.expiry, hand.fraction) != (claim.waiting, claim.expiry, claim.fraction):
+            return (claim.work_name,)
         return hand.work_names()
 
     def _gone(self, claim: TimedClaim, expiry: int) -> None:
@@ -423,7 +442,7 @@ class Ddmq(ForeignQueue):
             raise InputGone(f"{shown} was removed while it was handled here, by its handler or by a purge of the queue")
 
     def _path_of(self, claim: TimedClaim) -> str:
-        return f"{self.files.work}/{claim.expiry}.{claim.waiting}"
+        return f"{self.files.work}/{claim.work_name}"
 
     def _give_back(self, owner: str, fd: int) -> None:
         """See ForeignQueue._give_back."""
@@ -479,6 +498,19 @@ def timed(claim: Claim) -> TimedClaim:
 
 def open_ddmq(rest: str, settings: Settings, *, system: System, host: str) -> Ddmq:
     """The queue that ddmq:REST names: ROOT/QUEUE, or ROOT/QUEUE?state_dir=DIRECTORY. Raises QueueRefused and others."""
+    root, queue, url, settings = _parsed(rest, settings)
+    return Ddmq(url, root, queue, settings, system=system, host=host)
+
+
+def places_of_url(rest: str, settings: Settings) -> list[Place]:
+    """On what the queue that ddmq:REST names rests, or will. Raises QueueRefused; opens nothing."""
+    root, queue, _, settings = _parsed(rest, settings)
+    beside = Beside(os.path.join(root, queue), settings.state_dir, SYSTEM)
+    return [*places_of_ddmq(root, queue), *beside.places()]
+
+
+def _parsed(rest: str, settings: Settings) -> tuple[str, str, str, Settings]:
+    """Root, queue, the whole URL, and the settings with what the URL says."""
     path, _, query = rest.partition("?")
     root, queue = os.path.split(os.path.abspath(path))
     for pair in filter(None, query.split("&")):
@@ -490,4 +522,4 @@ def open_ddmq(rest: str, settings: Settings, *, system: System, host: str) -> Dd
     if "/" not in path.strip("/") and not path.startswith("/"):
         raise QueueRefused(f"ddmq:{rest} names no queue in a root: write ddmq:ROOT/QUEUE")
     # What lies beside the queue must be the same by every name that the root has.
-    return Ddmq(url, os.path.realpath(root), queue, settings, system=system, host=host)
+    return os.path.realpath(root), queue, url, settings

@@ -12,6 +12,7 @@ See also: foreign_keep (the round), ddmq (claim and settle), ddmq_hand.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workers.board import WorkerText
-from workers.ddmq.claims import OURS_S
+from workers.ddmq.claims import OURS_S, is_over
 from workers.ddmq.errors import CorruptError
 from workers.ddmq.names import parse_work
 from workers.queues import ddmq_look, names
@@ -31,6 +32,7 @@ from workers.queues.ddmq_look import name_of, time_of, waiting_of
 from workers.queues.failures import Failures
 from workers.queues.foreign_keep import ForeignKeeper
 from workers.queues.owners import Death
+from workers.system import remove
 
 if TYPE_CHECKING:
     from workers.queues.ddmq import Ddmq
@@ -51,14 +53,14 @@ class DdmqKeeper(ForeignKeeper[Hand]):
         self._said_ns: dict[str, int] = {}  # when a record was last made to look young
 
     def _check_moves(self, target: str) -> None:
-        system = self._system
         probe = self._files.write_temporary(b"", durable=False)
         try:
-            system.rename(probe, target)
+            if not self._beside.move(probe, *os.path.split(target)):
+                raise FileNotFoundError(errno.ENOENT, "was swept", probe)
         except OSError:
             self._files.forget(probe)
             raise
-        system.unlink(target)
+        remove(self._system, target)
 
     def _now_ns(self) -> int:
         return int(self._files.now_s() * 1e9)
@@ -95,7 +97,7 @@ class DdmqKeeper(ForeignKeeper[Hand]):
         failures = Failures()
         for number in board.worker_numbers(self._consumer.queue_slot):
             owner = board.worker(number).text(WorkerText.OWNER)
-            if not owner:
+            if not owner or names.parse_owner(owner) is None:  # it becomes a path, and any handler can write there
                 continue
             self._said_ns[owner] = said_ns.get(owner, now_ns)
             with failures:
@@ -188,9 +190,14 @@ class DdmqKeeper(ForeignKeeper[Hand]):
 
         What a living worker of this machine has in hand is left to its keeper, however late that is.
         """
-        now_s = int(self._files.now_s())
-        expired = [name for name in self._files.working() if ddmq_look.expiry_of(name, now_s) < now_s]
-        if not expired:
+        now_ns = self._now_ns()
+        self._reckoning.note(now_ns)
+        now_s = now_ns // 1_000_000_000
+        # Each lasts as long as it was to last, though the clock was set forward meanwhile.
+        lasts_s = self._queue.lasts_s(0)
+        before_s = min(now_s, self._reckoning.limit_ns(lasts_s) / 1e9 + lasts_s)
+        expired = [name for name in self._files.working() if ddmq_look.expiry_of(name, now_s) < before_s]
+        if not (expired and self._is_served()):
             return
         in_hand = {
             name
@@ -202,11 +209,13 @@ class DdmqKeeper(ForeignKeeper[Hand]):
         failures = Failures()
         for name in expired:
             if name not in in_hand:
-                with failures:
+                with failures, self._unless_stuck(f"{self._files.work}/{name}"):
                     self._reap_one(name, now_s + OURS_S, kept)
         failures.raise_first()
 
     def _reap_one(self, work_name: str, until: int, kept: Kept) -> None:
+        if not is_over(self._files, work_name, self._queue.setting("message_timeout")):
+            return
         # ORDER: to an expiry of our own, then counted and put back. Only one keeper or cleaner finds it under the old
         # one. See test_of_two_keepers_that_find_a_claim_expired_one_gives_it_back.
         ours = self._files.touch(work_name, until)
@@ -237,8 +246,8 @@ class DdmqKeeper(ForeignKeeper[Hand]):
             alive.add(name_of(claim[1]) if claim else None)
         return [file for file in counts if file not in alive]
 
-    def _sweep_queue(self, limit_ns: int, kept: Kept) -> None:  # noqa: ARG002 - the engine has its own clock
-        kept.temporary += self._files.sweep_tmp(self._queue.stale_after_s)
+    def _sweep_queue(self, limit_ns: int, kept: Kept) -> None:
+        kept.temporary += self._files.sweep_tmp(self._files.now_s() - limit_ns / 1e9)
 
     def depth(self, *, is_exact: bool) -> Depth:  # noqa: ARG002 - it always is
         """See Keeper.depth."""

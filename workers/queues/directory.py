@@ -16,25 +16,33 @@ See also: SPOOL.md, spool (the verbs), lease.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from workers.errors import QueueMissing, QueueRefused, QueueUnavailable
 from workers.message import Claim
 from workers.queues.base import Claimable, Settings
-from workers.system import System, forget, is_there
+from workers.system import NotDurable, System, forget, is_listed, is_there
+from workers.trust import Place, guarded
 
 FORMAT = 1
 LEASE_INTERVAL_S, LEASE_TIMEOUT_S, STALE_AFTER_S = 5.0, 60.0, 600.0
 PROBES_MAX = 10
+LONG_AGO_NS = 10**9 * 86_400
 SHORTEST_S, LONGEST_S = 0.001, 1e9
 STATE_DIRECTORIES = ("incoming", "pending", "errors", "tmp", "deferred")
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-UNKNOWN = frozenset({errno.ENOENT, errno.EEXIST, errno.EIO, errno.ETIMEDOUT, errno.ESTALE})
+# The connection went away while it was asked, or when what it had done was looked at.
+BROKEN = frozenset(
+    {errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN}
+)
+UNKNOWN = BROKEN | {errno.ENOENT, errno.EEXIST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,7 @@ class Directory:
     """The paths of one queue and the calls on them. Holds no descriptor."""
 
     file_mode = 0o666  # of new files, less the umask
+    inboxes: tuple[str, ...] = ("incoming", "tmp", "deferred")  # into which others may be meant to put something
 
     def __init__(self, path: str, system: System) -> None:
         self.path = os.path.abspath(path)
@@ -70,10 +79,24 @@ class Directory:
         self.id = ""
         self.times = Times()
 
+    def places(self) -> list[Place]:
+        """What a pool rests on."""
+        own = Place(self.path, (*STATE_DIRECTORIES, "done", ".pool"), inboxes=self.inboxes)
+        return [own, Place(self.pool, ("leases",))]
+
+    def through(self, door: System) -> Self:
+        """The same, by another *door*."""
+        if door is self.system:
+            return self
+        found = copy.copy(self)
+        found.system = door
+        return found
+
     # ---- opening
 
     def open(self, settings: Settings) -> None:
         """Find the queue, or make it when *settings* says create and its parent exists."""
+        self.system = guarded(self.system, *self.places())
         try:
             is_there = self.system.is_directory(self.incoming, is_followed=True)
             if not is_there and not settings.create:
@@ -93,7 +116,7 @@ class Directory:
             if not self.system.is_directory(parent, is_followed=True):
                 raise QueueMissing(f"cannot make the queue {self.path}: its parent directory does not exist")
             self._mkdir(self.path)
-            others = set(self.system.listdir(self.path)) - {*STATE_DIRECTORIES, ".pool", "done"}
+            others = set(self.system.listdir(self.path)) - {*STATE_DIRECTORIES, ".pool", "done", ".doctor"}
             if others:
                 raise QueueRefused(
                     f"{self.path} is no queue and not empty; name a new or an empty directory "
@@ -115,8 +138,10 @@ class Directory:
                     self.system.fsync_directory(path)
 
     def _mkdir(self, path: str) -> None:
+        # The rest never for everybody, whatever the umask: a pool would refuse the queue.
+        mode = 0o777 if os.path.basename(path) in self.inboxes and path != self.path else 0o775
         try:
-            self.system.mkdir(path)
+            self.system.mkdir(path, mode)
         except FileExistsError:
             if not self.system.is_directory(path):
                 raise QueueRefused(f"{path} is in the way: it is no directory of the queue") from None
@@ -232,13 +257,30 @@ class Directory:
         try:
             for place in places[1:]:
                 there = os.path.join(place, probe)
-                self.system.rename(here, there)
+                if not self.move(here, place, probe):
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), here, None, there)
                 here = there
             self.system.unlink(here)
         except OSError:
             for place in places[:-1]:  # wherever it is: the reply of a rename may have been lost
                 self.forget(os.path.join(place, probe))
             raise
+
+    def keeps_ctime(self) -> bool:
+        """
+        Whether a file has a ctime, by which it is told how long it has been where it is. Raises OSError.
+
+        On sshfs, for one, that is the mtime, which anybody may set and a rename keeps.
+        """
+        if self.network is None:
+            return True
+        probe = os.path.join(self.tmp, f".probe.{self.system.random_bytes(8).hex()}")
+        self.write_file(probe, b"", durable=False)
+        try:
+            self.system.utime(probe, (LONG_AGO_NS, LONG_AGO_NS))
+            return self.system.lstat(probe).st_ctime_ns != LONG_AGO_NS
+        finally:
+            self.forget(probe)
 
     # ---- moves
 
@@ -286,12 +328,8 @@ class Directory:
         return False
 
     def is_listed(self, path: str) -> bool:
-        """Whether a fresh listing of its directory shows *path*. False when the directory is gone; raises OSError."""
-        directory, name = os.path.split(path)
-        try:
-            return name in self.system.listdir(directory)
-        except FileNotFoundError:
-            return False
+        """See system.is_listed."""
+        return is_listed(self.system, path)
 
     def is_there(self, path: str) -> bool:
         """Whether *path* exists; raises OSError when that cannot be said."""
@@ -304,8 +342,8 @@ class Directory:
         return self.tmp if os.path.dirname(path) == self.tmp else path
 
     def unavailable(self, doing: str, path: str, error: OSError) -> QueueUnavailable:
-        """Word *error*, met while *doing* something at *path*; unknown where a network may have lost the reply."""
-        is_unknown = self.network is not None and error.errno in (errno.EIO, errno.ETIMEDOUT, errno.ESTALE)
+        """Word *error*, met while *doing* something at *path*; unknown where it may have been done all the same."""
+        is_unknown = isinstance(error, NotDurable) or (self.network is not None and error.errno in BROKEN)
         return QueueUnavailable.at(doing, path, error, is_unknown=is_unknown)
 
     # ---- files
@@ -393,7 +431,8 @@ class OnDisk(Claimable):
         kept = self.kept_in
         with self._unavailable("pause", kept.path):
             self.make_places()
-            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            # Not waiting for the reader of a fifo that is called so.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             self.system.close(self.system.open(kept.paused, flags, kept.file_mode))
 
     def resume(self) -> None:

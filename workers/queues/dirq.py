@@ -43,6 +43,7 @@ from workers.queues.dirq_look import Waiting
 from workers.queues.foreign import ForeignQueue, held_by
 from workers.queues.locking import HeldClaim, LockedClaim
 from workers.system import SYSTEM, System
+from workers.trust import Place, place_of_dirq
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,10 @@ class Dirq(ForeignQueue):
             if self.settings.create:
                 self.elements.make()
             self.open_place()
+
+    def places_of_format(self) -> list[Place]:
+        """See ForeignQueue.places_of_format."""
+        return [place_of_dirq(self.place)]
 
     def check_schema(self) -> None:
         """Refuse a schema that the first element does not have, for all would go to errors/. Raises OSError too."""
@@ -326,7 +331,10 @@ class Dirq(ForeignQueue):
     def waiting_count_max(self) -> int:
         """See Queue.waiting_count_max: locked or not, which the links of a directory may say."""
         with self._unavailable("count what waits in", self.place):
-            return self.elements.count()
+            try:
+                return self.elements.count()
+            except PermissionError:  # another user's directory, in which nothing waits for us
+                return dirq_look.waiting_count(self.elements)
 
     def depth(self) -> Depth:
         """See Queue.depth."""

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from workers.board import W, WorkerText
 from workers.dirq.elements import NAME, Lock, time_of
-from workers.queues import dirq_look
+from workers.errors import QueueRefused
+from workers.queues import dirq_look, names
 from workers.queues.base import Consumer, Depth, Kept
 from workers.queues.beside import Counts, Hand, decoded, encoded
 from workers.queues.foreign_keep import ForeignKeeper
@@ -43,6 +44,12 @@ class DirqKeeper(ForeignKeeper[Hand]):
 
     def _check_format(self) -> None:
         self._queue.check_schema()
+        if not self._elements.tells_locks():
+            where = "" if self._queue.network is None else f" on {self._queue.network}"
+            raise QueueRefused(
+                f"{self._queue.url} cannot be used{where}: its elements are locked by hard links, and there nobody can "
+                "tell whether a lock is still his; use spool:, ddmq: or dirq:?schema=... there"
+            )
 
     def _check_moves(self, target: str) -> None:
         self._elements.check_moves(target)
@@ -111,7 +118,7 @@ class DirqKeeper(ForeignKeeper[Hand]):
         for number in board.worker_numbers(self._consumer.queue_slot):
             worker = board.worker(number)
             owner = worker.text(WorkerText.OWNER)
-            if not owner:
+            if not owner or names.parse_owner(owner) is None:  # it becomes a path, and any handler can write there
                 continue
             seen[owner] = self._touched.get(owner, now_ns)
             if is_due or now_ns - max(seen[owner], worker.words[W.MESSAGE_SINCE_NS]) >= self._touch_ns:

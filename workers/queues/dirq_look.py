@@ -32,10 +32,11 @@ class Waiting(Source):
     def names(self, odd: set[str], ignored: set[str]) -> Generator[str]:
         """See Source.names. The format knows its own; what else is there is nobody's business."""
         for directory in self._elements.directories():
-            try:
-                yield from self._elements.waiting(directory, odd)
-            except PermissionError:  # another user's: it keeps nobody from the rest
+            found = _waiting(self._elements, directory, odd)
+            if found is None:
                 ignored.add(directory)
+            else:
+                yield from found
 
     def is_message(self, name: str, _odd: set[str]) -> bool:
         """See Source.is_message."""
@@ -47,11 +48,22 @@ class Waiting(Source):
         return name
 
 
+def _waiting(elements: Elements[Any], directory: str, odd: set[str]) -> list[str] | None:
+    """See Elements.waiting; None where we may not look: another user's directory keeps nobody from the rest."""
+    try:
+        return elements.waiting(directory, odd)
+    except PermissionError:
+        return None
+
+
 def _told(elements: Elements[Any]) -> Iterator[tuple[str, State | None]]:
     """Each name of an element, and whether it waits or is claimed; None for what can be no element."""
     for directory in elements.directories():
         odd: set[str] = set()
-        unlocked = set(elements.waiting(directory, odd))
+        found = _waiting(elements, directory, odd)
+        if found is None:
+            continue
+        unlocked = set(found)
         for name in elements.names(directory):
             yield name, None if name in odd else _state(elements, name, is_unlocked=name in unlocked)
 
@@ -70,7 +82,7 @@ def waiting_count(elements: Elements[Any]) -> int:
     count = 0
     for directory in elements.directories():
         odd: set[str] = set()
-        found = [name for name in elements.waiting(directory, odd) if name not in odd]
+        found = [name for name in _waiting(elements, directory, odd) or () if name not in odd]
         count += len(found) if elements.lists_locks else sum(elements.found_lock(name) is None for name in found)
     return count
 

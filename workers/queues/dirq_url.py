@@ -26,8 +26,10 @@ from workers.dirq.schema_elements import SchemaElements
 from workers.dirq.simple_elements import SimpleElements
 from workers.errors import NotSupported, QueueRefused
 from workers.queues.base import Settings
+from workers.queues.beside import Beside
 from workers.queues.dirq import Dirq
-from workers.system import System
+from workers.system import SYSTEM, System
+from workers.trust import Place, guarded, place_of_dirq
 
 DEFAULT_SCHEMA = "body:binary,header:table?"
 GRANULARITY_S, MAXELTS = 60, 16000
@@ -43,12 +45,10 @@ def open_dirq(protocol: str, rest: str, settings: Settings, *, system: System, h
     path, _, query = rest.partition("?")
     url = f"{protocol}:{os.path.abspath(path)}{'?' + query if query else ''}"
     path = _followed(os.path.abspath(path))
-    try:
-        options = parse_options(protocol, query)
-    except ValueError as error:
-        raise QueueRefused(f"{protocol}:{rest}: {error}") from error
+    options = _options(protocol, rest)
     if options.state_dir:
         settings = dataclasses.replace(settings, state_dir=options.state_dir)
+    system = guarded(system, *_places(path, settings.state_dir, options.umask))
     if protocol == "dirq-simple":
         simple = SimpleElements(path, options.umask, options.rndhex, options.granularity, system=system)
         return Dirq(url, simple, bytes, settings, system=system, host=host)
@@ -56,6 +56,24 @@ def open_dirq(protocol: str, rest: str, settings: Settings, *, system: System, h
     normal = SchemaElements(path, options.umask, options.rndhex, options.maxelts, key, system=system)
     encode = functools.partial(_as_parts, check_schema(options.schema), key)
     return Dirq(url, normal, encode, settings, system=system, host=host)
+
+
+def places_of_url(protocol: str, rest: str, settings: Settings) -> list[Place]:
+    """On what the queue of that URL rests, or will. Raises QueueRefused; opens nothing."""
+    path = _followed(os.path.abspath(rest.partition("?")[0]))
+    options = _options(protocol, rest)
+    return _places(path, options.state_dir or settings.state_dir, options.umask)
+
+
+def _places(path: str, state_dir: str | None, umask: int | None) -> list[Place]:
+    return [place_of_dirq(path, umask), *Beside(path, state_dir, SYSTEM).places()]
+
+
+def _options(protocol: str, rest: str) -> Options:
+    try:
+        return parse_options(protocol, rest.partition("?")[2])
+    except ValueError as error:
+        raise QueueRefused(f"{protocol}:{rest}: {error}") from error
 
 
 def _followed(path: str) -> str:

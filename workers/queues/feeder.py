@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from workers.board import Board, Q, W, WorkerState
+from workers.pauses import Pauses
 from workers.queues import names
 from workers.queues.base import Order, Source
 from workers.queues.feed import PACKET_SIZE, PACKETS, nudge, pack
@@ -50,6 +51,7 @@ WORK_NS = 1_000_000  # of a packet
 PASS_NAMES = 262_144  # that a pass of order fifo keeps: some 30 MB
 KNOWN_NS = 1_000_000_000
 KNOWN_MAX = 65_536  # names remembered: more than a pipe and the hands of all workers can hold
+NAMED_MAX = 1000  # directories that are spoken of
 LEVELS = 4  # of the hash, before what is left is fed whoever's slice it is
 TURN_NS = 5_000_000_000  # so often a few names are fed whoever's slice they are: their host may be held up
 TURN_NAMES = 16  # few: all hosts feed the same ones, and race for them
@@ -59,7 +61,7 @@ OTHERS_NS = 20_000_000  # what arrived in another's slice is looked at so much l
 LOOK_NS = 20_000_000
 IDLE_NS = 1_000_000_000
 URGENT_NS = 1_000_000_000  # so old is what a pass has listed, and ten times what that took, when it is listed again
-SHORTEST_S, LONGEST_S, LONGEST_NETWORK_S = 0.001, 0.1, 1.0
+PAUSED_S = 0.1  # between two looks whether the queue is still paused
 TROUBLE_S, TROUBLE_S_MAX = 0.1, 5.0
 SLEEP_S_MAX = 0.002  # a full pipe that empties faster is not waited for at every packet
 
@@ -74,6 +76,9 @@ class Arrivals(Protocol):
     def arrivals(self, timeout_s: float) -> list[str] | None:
         """Names that have come, waited for at most *timeout_s*; None when some were not seen."""
 
+    def is_covered(self) -> bool:
+        """Whether another directory is at that path now, by a mount that came since. Raises OSError."""
+
 
 @dataclass(frozen=True, slots=True)
 class Feeding:
@@ -82,7 +87,8 @@ class Feeding:
 
     Attributes:
         url: of the queue, for the log; source: where its names are read.
-        reader, writer: both ends of the pipe. watch: watches *directory*, None where only polling sees arrivals.
+        reader, writer: both ends of the pipe. watch: watches *source*, None where only polling sees arrivals.
+        poll_interval_s: the longest pause between two passes then. is_network: others may put without an event.
     """
 
     url: str
@@ -93,6 +99,7 @@ class Feeding:
     reader: int
     writer: int
     watch: Callable[[], Arrivals | None]
+    poll_interval_s: float
     is_network: bool = False
 
 
@@ -162,7 +169,8 @@ class Feeder:
         self._level = 0
         self._turn_names = TURN_NAMES
         self._turn_ns = system.boottime_ns()
-        self._pause_s = SHORTEST_S
+        self._pauses = Pauses(feeding.poll_interval_s, system)
+        self._poll_ns = int(feeding.poll_interval_s * 1e9)
         # The board, as last looked at
         self._looked_ns = 0
         self._workers, self._peers, self._rank = 1, 1, 0
@@ -268,7 +276,8 @@ class Feeder:
         unread = self._system.unread(self._feeding.reader)
         # Polling, nothing says that a known name was put again. (A network's listing may be old: there it is waited.)
         is_seen = self._watch is not None or self._feeding.is_network
-        if self._known.age(self._written, unread, now_ns, KNOWN_NS if is_seen else int(LONGEST_S * 1e9)):
+        known_ns = KNOWN_NS if is_seen else min(self._poll_ns, KNOWN_NS)
+        if self._known.age(self._written, unread, now_ns, known_ns):
             self._pass_at_ns = min(self._pass_at_ns, now_ns)
         if not (unread and idle) or fresh > 0:
             self._stranded_ns = 0
@@ -285,10 +294,11 @@ class Feeder:
     def _begin(self, now_ns: int) -> None:
         # ORDER: the watch, then the pass: what arrives meanwhile is then in the kernel's queue.
         # See test_what_arrives_during_a_pass_is_fed_after_it.
+        if self._watch is not None and self._watch.is_covered():
+            self._watch, self._has_watch = None, None
         if self._has_watch is None:
             self._watch = self._feeding.watch()
             self._has_watch = self._watch is not None
-            self._words[Q.WATCH] = 1 if self._has_watch else 2
         elif self._watch is not None:
             self._watch.arrivals(0)  # the pass will see these
         if self._peers > 1 and now_ns - self._turn_ns >= TURN_NS:
@@ -359,11 +369,11 @@ class Feeder:
             if self._watch is None:  # the directory was away when it was to be watched
                 self._has_watch, self._pass_at_ns = None, now_ns
                 return
-        for name in self._directories - self._named:
+        for name in list(self._directories - self._named)[: NAMED_MAX - len(self._named)]:
+            self._named.add(name)
             log.warning(
                 "%s: the directory %s stays in incoming/, it is no message", self._feeding.url, names.shown(name)
             )
-        self._named |= self._directories
         if self._found == 0 and self._others and self._level < LEVELS:
             self._level += 1
             self._pass_at_ns = now_ns
@@ -371,14 +381,15 @@ class Feeder:
         self._level = 0
         if self._watch is not None:
             is_partial = self._is_cut or self._has_missed
-            self._pass_at_ns = now_ns if is_partial else now_ns + max(IDLE_NS, 10 * (now_ns - self._began_ns))
+            # What comes from other hosts has no event: there the passes find it, whatever they cost.
+            pause_ns = self._poll_ns if self._feeding.is_network else max(IDLE_NS, 10 * (now_ns - self._began_ns))
+            self._pass_at_ns = now_ns if is_partial else now_ns + pause_ns
             self._take(0, is_after_pass=True)
         elif self._found:
-            self._pause_s, self._pass_at_ns = SHORTEST_S, now_ns
+            self._pauses.restart()
+            self._pass_at_ns = now_ns
         else:
-            self._pass_at_ns = now_ns + int(self._pause_s * 1e9)
-            longest_s = LONGEST_NETWORK_S if self._feeding.is_network else LONGEST_S
-            self._pause_s = min(self._pause_s * 2, longest_s)
+            self._pass_at_ns = now_ns + int(self._pauses.next_s() * 1e9)
 
     # ---- arrivals
 
@@ -446,7 +457,7 @@ class Feeder:
             self._forget_pass()
             self._empty_pipe()
         self._words[Q.FED_NS] = now_ns
-        self._system.sleep(LONGEST_S)
+        self._system.sleep(PAUSED_S)
 
     def _forget_pass(self) -> None:
         self._pass, self._pass_at_ns, self._level = None, 0, 0

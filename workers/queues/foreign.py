@@ -6,11 +6,13 @@ the same in all of them and stands here: the record of what is in hand, counts o
 and crashes, deferring, errors/ with .meta, and the operator's verbs.
 
 Raises: QueueUnavailable for disk and permission errors, ClaimLost, InputGone, NotSupported.
+Long because: what all these formats share stands here once, with the contract that each of them fills in.
 See also: dirq, ddmq (the formats), beside (the places), foreign_keep (the keeper's side).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -24,12 +26,18 @@ from workers.message import Body, Claim
 from workers.queues import names
 from workers.queues.base import Capability, Queue, Settings
 from workers.queues.beside import Beside, Counts
+from workers.queues.deferred import correct_due
 from workers.queues.directory import OnDisk
 from workers.queues.locking import HeldClaim, Locking
 from workers.queues.meta import Facts, facts_of_claim, write_meta
-from workers.system import System
+from workers.system import System, forget
+from workers.trust import Place
 
 log = logging.getLogger(__name__)
+
+OURS_S = 60.0  # what is being put in is left alone by others for so long
+OPEN_RECORD = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+MAKE_RECORD = OPEN_RECORD | os.O_CREAT | os.O_EXCL
 
 
 class ForeignQueue(OnDisk, Locking):
@@ -65,6 +73,14 @@ class ForeignQueue(OnDisk, Locking):
         if f"{self.beside.path}/".startswith(f"{place}/"):
             raise QueueRefused(f"state_dir = {self.settings.state_dir} is inside the queue, where others count what is")
         self.tokens = names.Tokens(system)
+
+    def places(self) -> list[Place]:
+        """See Claimable.places."""
+        return [*self.places_of_format(), *self.beside.places()]
+
+    @abstractmethod
+    def places_of_format(self) -> list[Place]:
+        """Those of the queue itself, as others know it."""
 
     def open_place(self) -> None:
         """Remember which directory is the queue. Raises OSError."""
@@ -117,9 +133,11 @@ class ForeignQueue(OnDisk, Locking):
                 self._to_errors(held, counts, f"failed {counts.attempts} times", meta or {})
                 return False
             delay = self.backoff_s(counts.attempts) if after_s is None else max(after_s, 0.0)
-            passed_s = (self.system.boottime_ns() - claim.claimed_ns) / 1e9
-            due = -int(-(claim.claimed_at + passed_s + min(delay, self.settings.retry_backoff_s_max)) // 1)
-            self._keep_out(held, self.beside.deferred, f"{due}.{self.marked(self.kept_as(held), counts)}")
+            now_s = claim.claimed_at + (self.system.boottime_ns() - claim.claimed_ns) / 1e9
+            due = names.due_at(now_s + min(delay, self.settings.retry_backoff_s_max))
+            file = f"{due}.{self.marked(self.kept_as(held), counts)}"
+            file = self._keep_out(held, self.beside.deferred, file)
+        correct_due(self.system, self._words, self.beside.deferred, file, now_s)
         return True
 
     def reject(self, claim: Claim, reason: str, meta: dict[str, object] | None = None) -> None:
@@ -149,6 +167,26 @@ class ForeignQueue(OnDisk, Locking):
     def marked(self, file: str, counts: Counts) -> str:
         """What kept_as() called a message as a file beside the queue, which nobody else can make."""
         return names.marked(counts.attempts, counts.crashes, self.tokens.token(file), file)
+
+    def put_in_alone(self, path: str, file: str, counts: Counts, now_s: float) -> str | None:
+        """See put_in; of several who do so at once, on whatever host, one is told that he did. *now_s*: unix time."""
+        if self.network is None:
+            return self.put_in(path, file)
+        # RACE: another keeper puts it in, too. A client of a network filesystem that still knows its name acts by its
+        # handle, and would take away the lock of who has claimed it by then. So it is deferred for a minute more, under
+        # a name that we alone know; should we be killed, it is due then.
+        # See test_of_two_keepers_on_a_network_one_puts_in_what_is_due.
+        ours = f"{names.due_at(now_s + OURS_S)}.{self.marked(file, counts)}"
+        if not self.beside.move(path, self.beside.deferred, ours):
+            return None
+        source, again = os.path.join(self.beside.deferred, ours), None
+        try:
+            again = self.put_in(source, file)
+        finally:
+            if again is None:  # it can be tried again before that minute is over
+                with contextlib.suppress(OSError):
+                    self.beside.move(source, *os.path.split(path))
+        return again
 
     def write_meta(self, file: str, facts: Facts) -> None:
         """See meta.write_meta."""
@@ -183,10 +221,38 @@ class ForeignQueue(OnDisk, Locking):
         """See Locking.take_record."""
         self.check_same()
         self.leave_record()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._hand = self.system.open(os.path.join(self.beside.held, owner), flags, 0o666)
+        self._hand = self.system.open(os.path.join(self.beside.held, owner), MAKE_RECORD, 0o666)
         self._owner = owner
         self.system.pwrite(self._hand, self.beside.empty_hand + owner.encode() + b"\n", 0)
+
+    def renew(self) -> None:
+        """
+        See Queue.renew: the record. A descriptor of a mount that went away fails for ever, whatever is mounted since.
+
+        A record that is gone was given back by a keeper. It is made again as old as can be, so that no lock that
+        another has taken meanwhile is taken for one that it speaks of.
+        """
+        if self._hand < 0:
+            return
+        path, system = os.path.join(self.beside.held, self._owner), self.system
+        try:
+            system.fstat(self._hand)
+        except OSError:
+            with contextlib.suppress(OSError):  # it is away
+                self.check_same()
+                try:
+                    hand = system.open(path, OPEN_RECORD)
+                except FileNotFoundError:
+                    hand = system.open(path, MAKE_RECORD, 0o666)
+                    try:
+                        system.pwrite(hand, self.beside.empty_hand + self._owner.encode() + b"\n", 0)
+                        system.utime(path, (0, 0))
+                    except OSError:  # made by halves it would be younger than that
+                        system.close(hand)
+                        forget(system, path)
+                        raise
+                gone, self._hand = self._hand, hand
+                system.close(gone)
 
     def leave_record(self) -> None:
         """See Locking.leave_record."""
@@ -222,7 +288,8 @@ class ForeignQueue(OnDisk, Locking):
             for line in tuple(self.list("errors")):
                 if line.name == name:
                     self.beside.forget_count(name)  # that could not be removed when it came here
-                    if self.put_in(line.path, names.parse(os.path.basename(line.path)).name) is not None:
+                    file = names.parse(os.path.basename(line.path)).name
+                    if self.put_in_alone(line.path, file, Counts(), self.system.wall_ns() / 1e9) is not None:
                         self.beside.forget(f"{line.path}.meta")
                         count += 1
         return count
@@ -233,7 +300,7 @@ class ForeignQueue(OnDisk, Locking):
 
     def watch_directory(self) -> str | None:
         """See Queue.watch_directory."""
-        return None if self.network else self.place
+        return self.place
 
     def settled(self, claim: Claim) -> None:
         """See Queue.settled. Again does nothing."""

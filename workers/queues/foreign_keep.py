@@ -26,6 +26,7 @@ from workers.errors import QueueRefused
 from workers.queues import names
 from workers.queues.base import Consumer, Kept
 from workers.queues.beside import Counts
+from workers.queues.deferred import Deferred, correct_due
 from workers.queues.failures import Failures
 from workers.queues.foreign import ForeignQueue
 from workers.queues.lease import note_beat
@@ -35,6 +36,7 @@ from workers.queues.owners import Death, OwnersKeeper
 log = logging.getLogger(__name__)
 
 SWEEP_S_MAX = 60.0  # a sweep lists the whole queue
+NOTE_S = 10.0  # the filesystem's clock is read so often; on a network filesystem that costs a file
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EISDIR})  # the last: somebody made a directory of that name
 TICK_S = 1.0
 
@@ -58,8 +60,12 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
         self.half_ns = int(half_s * 1e9)
         self.tick_s = min(TICK_S, half_s / 4)
         self._sweep_at_ns = 0
+        self._noted_ns = 0
+        self._served_ns = 0  # CLOCK_BOOTTIME at which the filesystem had answered last
+        self._believe_ns = 0  # until then nothing of others is taken for abandoned
+        self._deferred = Deferred(self._system, self._beside.deferred)
         self.is_paused = False
-        self.counted = 0  # messages with counts
+        self.counted = 0  # messages with counts, and workers of others, who may count
 
     # ---- what the format knows
 
@@ -141,6 +147,7 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
         try:
             self._check_format()
             self._beside.make()
+            self._ask_for_ctimes()
             probe = f".probe.{self._system.random_bytes(8).hex()}"
             for part in (self._beside.tmp, self._beside.deferred, self._beside.errors):
                 self._check_moves(os.path.join(part, probe))
@@ -174,11 +181,34 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
         except OSError as error:
             self._words[Q.BEAT_NS] = 0  # another queue may be there: nobody claims, however recent the last beat is
             raise self._unavailable("keep", self._foreign.place, error) from error
+        self._is_served()
+
+    def _is_served(self) -> bool:
+        """
+        Whether what nobody has touched for so long is abandoned. To be asked right after the clock was read.
+
+        Where the server stood still for all hosts nobody could touch what he has, and each does as soon as he can. So
+        what they have ages anew from the end of an outage on. A local filesystem has one host, which knows who lives.
+        """
+        now_ns = self._system.boottime_ns()
+        if self._foreign.network is not None and self._served_ns and now_ns - self._served_ns >= self.half_ns:
+            self._believe_ns = now_ns + 2 * self.half_ns
+            late_s, wait_s = (now_ns - self._served_ns) / 1e9, 2 * self.half_ns / 1e9
+            log.warning(
+                "%s: it did not answer for %.0f s; for %.0f s more nothing of others is taken for abandoned",
+                self._foreign.url, late_s, wait_s,
+            )  # fmt: skip
+        self._served_ns = now_ns
+        return now_ns >= self._believe_ns
 
     def tidy(self, kept: Kept) -> None:
         """The second half: releases, what is due, and seldom a sweep."""
         failures = Failures()
         try:
+            now_ns = self._system.boottime_ns()
+            if not self._noted_ns or now_ns - self._noted_ns >= NOTE_S * 1e9 or now_ns >= self._sweep_at_ns:
+                self._noted_ns = now_ns
+                self._reckoning.note(self._now_ns(), now_ns)
             owners = self._owners()
             with failures:
                 self._release_unlisted(owners, kept)
@@ -197,7 +227,13 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
                     took_ns = self._system.boottime_ns() - now_ns
                     pause_ns = max(min(self._stale_ns // 8, int(SWEEP_S_MAX * 1e9)), 10 * took_ns)
                     self._sweep_at_ns = now_ns + pause_ns
-            self.counted = len(self._system.listdir(self._beside.counts))
+                    sure_at_ns = self._reckoning.sure_at_ns(self._stale_ns / 1e9)
+                    if now_ns < sure_at_ns:  # this one could call nothing old
+                        self._sweep_at_ns = min(self._sweep_at_ns, sure_at_ns)
+            # RACE: another pool counts between our rounds. Where there is one, each claim looks for itself.
+            # See test_what_another_pool_has_counted_a_moment_ago_is_known_to_who_claims.
+            peers = sum(owner.master != self._consumer.master for owner in owners.values())
+            self.counted = len(self._system.listdir(self._beside.counts)) + peers
             failures.raise_first()
         except OSError as error:
             raise self._unavailable("keep", self._foreign.place, error) from error
@@ -260,9 +296,11 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
         if reason:
             self._to_errors(held, counts, reason, death, kept)
         elif death.cause == "timeout":
-            due = -int(-(self._now_ns() / 1e9 + self._foreign.backoff_s(attempts)) // 1)
+            now_s = self._now_ns() / 1e9
+            due = names.due_at(now_s + self._foreign.backoff_s(attempts))
             file = f"{due}.{self._foreign.marked(self._kept_as(held), counts)}"
             self._take_out(held, os.path.join(self._beside.deferred, file))
+            correct_due(self._system, self._words, self._beside.deferred, file, now_s)
         else:
             if death.cause != "stopped":
                 self._count_if_room(name, counts)
@@ -297,17 +335,11 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
 
     def _move_due(self, kept: Kept) -> None:
         """Let what is due come back; then raises the first OSError that one of them met."""
-        files = self._system.listdir(self._beside.deferred)
-        if not files:
-            return
-        now_s = self._now_ns() / 1e9
         failures = Failures()
-        for file in sorted(files):
-            due = names.parse_due(file)
-            if due is None or due[0] > now_s or self._foreign.name_of(due[1].name) is None:
-                continue
-            with failures:
-                self._move_back(file, due[1], kept)
+        for file, marked in self._deferred.due(self._now_ns):
+            if self._foreign.name_of(marked.name) is not None:
+                with failures:
+                    self._move_back(file, marked, kept)
         failures.raise_first()
 
     def _move_back(self, file: str, marked: names.Marked, kept: Kept) -> None:
@@ -315,24 +347,27 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
         self._count_if_room(name, counts)
         # Counted before it can be seen, so that --until-empty never misses a message between two places.
         self._slot.words[Q.DUE_MOVES] += 1
-        again = self._foreign.put_in(os.path.join(self._beside.deferred, file), marked.name)
+        now_s = (self._system.boottime_ns() + self._words[Q.CLOCK_NS]) / 1e9
+        again = self._foreign.put_in_alone(os.path.join(self._beside.deferred, file), marked.name, counts, now_s)
         if again is not None:
             kept.due += 1
             if again != name:
                 self._count_if_room(again, counts)
 
     def _sweep(self, owners: dict[str, names.Owner], kept: Kept) -> None:
-        now_ns = self._now_ns()
-        limit_ns = now_ns - self._stale_ns
+        stale_s = self._stale_ns / 1e9
+        limit_ns = self._reckoning.limit_ns(stale_s)
+        if not self._is_served():
+            return
         for file in self._system.listdir(self._beside.tmp):
-            self._remove_older(os.path.join(self._beside.tmp, file), limit_ns, kept)
+            self._remove_older(os.path.join(self._beside.tmp, file), stale_s, kept)
         for file in self._ended(self._system.listdir(self._beside.counts)):
-            self._remove_older(os.path.join(self._beside.counts, file), limit_ns, kept)
+            self._remove_older(os.path.join(self._beside.counts, file), stale_s, kept)
         for file, owner in owners.items():
             # Of another host: we cannot ask whether it lives. Its keeper touches what is there.
             if owner.kernel8 != self._kernel8:
-                self._remove_older(os.path.join(self._beside.held, file), limit_ns, kept)
-        self._prune(self._beside.errors, self._foreign.settings.keep_errors_s, now_ns, kept)
+                self._remove_older(os.path.join(self._beside.held, file), stale_s, kept)
+        self._prune(self._beside.errors, self._foreign.settings.keep_errors_s, kept)
         self._sweep_queue(limit_ns, kept)
 
     def _remove_message(self, path: str) -> bool:

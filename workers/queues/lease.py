@@ -34,7 +34,8 @@ class Lease:
         self.is_good = False
         self._words = slot.words
         self._half_ns = int(directory.times.lease_timeout_s * 1e9 / 2)
-        self._clock: tuple[int, int] | None = None  # ctime of the lease file, and BOOTTIME when it was made
+        self._ctime_ns = 0  # of the lease file, at the last beat
+        self._offset_ns: int | None = None  # the filesystem's clock less CLOCK_BOOTTIME
 
     def _path(self, number: int) -> str:
         return os.path.join(self._directory.leases, f"{self.master}.{number}")
@@ -68,7 +69,7 @@ class Lease:
         if self.is_good:
             now_ns = self._system.boottime_ns()
             note_beat(self._words, before_ns, now_ns, self._half_ns)
-            self._read_clock(before_ns)
+            self._read_clock(before_ns, now_ns)
         return self.is_good
 
     def _found(self) -> int:
@@ -88,19 +89,32 @@ class Lease:
                 raise
         self.number = number
 
-    def _read_clock(self, before_ns: int) -> None:
+    def _read_clock(self, before_ns: int, after_ns: int) -> None:
+        """By the ctime that our lease got between these two times (CLOCK_BOOTTIME)."""
+        path = self._path(self.number)
         try:
-            self._clock = (self._system.lstat(self._path(self.number)).st_ctime_ns, before_ns)
+            ctime_ns = self._system.lstat(path).st_ctime_ns
+            if ctime_ns == self._ctime_ns:
+                # No ctime of a rename is kept here (sshfs: it is the mtime): the clock would stand still.
+                before_ns = self._system.boottime_ns()
+                self._system.utime(path)
+                after_ns = self._system.boottime_ns()
+                ctime_ns = self._system.lstat(path).st_ctime_ns
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESTALE):
                 raise
+            return
+        self._ctime_ns = ctime_ns
+        # RACE: the server was away, and did it in the middle of a minute that we waited. Such an answer corrects what
+        # is known of its clock no further than it must, or all would look older than it is by as much.
+        # See test_a_server_that_was_away_has_not_set_its_clock.
+        lowest_ns, highest_ns = ctime_ns - after_ns, ctime_ns - before_ns
+        known_ns = lowest_ns if self._offset_ns is None else self._offset_ns
+        self._offset_ns = min(max(known_ns, lowest_ns), highest_ns)
 
     def filesystem_now_ns(self) -> int:
         """Now by the filesystem's own clock, unix nanoseconds: ctime of our lease and what passed since."""
-        if self._clock is None:
-            return self._system.wall_ns()
-        ctime_ns, boottime_ns = self._clock
-        return ctime_ns + self._system.boottime_ns() - boottime_ns
+        return self._system.wall_ns() if self._offset_ns is None else self._system.boottime_ns() + self._offset_ns
 
     def leave(self) -> None:
         """Take the lease away: last of all, when no directory of ours is left."""

@@ -59,6 +59,7 @@ from workers.queues.mqueue_look import PRIORITY_MAX, name_of, priority_of
 from workers.queues.mqueue_state import FULL, MqueueState
 from workers.queues.receive import Receive, ReceivePlace
 from workers.system import SYSTEM, System
+from workers.trust import Place
 
 if TYPE_CHECKING:
     from workers.posix_mq import Access, Mq
@@ -159,6 +160,10 @@ class Mqueue(OnDisk):
         if self._is_pools and (refused := self.refused()):
             raise QueueUnavailable(refused, errno=errno.EACCES)
         return self._mq
+
+    def places(self) -> list[Place]:
+        """See Claimable.places."""
+        return self.beside.places()
 
     def refused(self) -> str:
         """Why no pool can use the queue with what is permitted to us, and what to do; "" where it can."""
@@ -423,7 +428,7 @@ class Mqueue(OnDisk):
     def defer(self, receive: Receive, counts: Counts, delay_s: float) -> None:
         """Have it wait beside the queue, *delay_s* from now."""
         now_s = self.system.wall_ns() / 1e9
-        due = -int(-(now_s + delay_s) // 1) if delay_s else int(now_s)
+        due = names.due_at(now_s + delay_s if delay_s else now_s // 1)
         name = name_of(receive.body(), receive.priority)
         self.beside.set_aside(receive, "deferred", f"{due}.{self.beside.marked(name, counts)}")
         self.beside.forget_count(name)  # they are in the mark now
@@ -580,7 +585,8 @@ class Mqueue(OnDisk):
                 if line.name != name or priority is None or not self.beside.is_message(line.path):
                     continue
                 self.beside.forget_count(name)
-                file = f"{self.system.wall_ns() // 1_000_000_000}.{self.beside.marked(name, Counts())}"
+                now_s = self.system.wall_ns() // 1_000_000_000
+                file = f"{names.due_at(now_s)}.{self.beside.marked(name, Counts())}"
                 if self.beside.move(line.path, self.beside.deferred, file):
                     self.beside.forget(f"{line.path}.meta")
                     self.send_aside(os.path.join(self.beside.deferred, file), priority)

@@ -26,6 +26,7 @@ from workers.errors import QueueRefused, QueueUnavailable
 from workers.queues import names
 from workers.queues.base import Consumer, Depth, Kept
 from workers.queues.beside import Counts
+from workers.queues.deferred import Deferred
 from workers.queues.failures import Failures
 from workers.queues.lease import note_beat
 from workers.queues.meta import Facts, facts_of_death, write_meta
@@ -60,7 +61,8 @@ class MqueueKeeper(OwnersKeeper):
         self._words = self._slot.words
         self.tick_s = TICK_S
         self._free_since: dict[tuple[str, str], int] = {}  # file and owner; CLOCK_BOOTTIME when first seen dead
-        self._abandoned_ns = int((queue.settings.stale_after_s or ABANDONED_S) * 1e9)
+        self._abandoned_s = queue.settings.stale_after_s or ABANDONED_S
+        self._deferred = Deferred(self._system, self._beside.deferred)
         self._sweep_at_ns = 0
 
     # ---- the round
@@ -229,12 +231,10 @@ class MqueueKeeper(OwnersKeeper):
 
     def _move_due(self, kept: Kept, half_moved: frozenset[str]) -> None:
         """Send what is due, until the queue is full; then raises the first OSError that one of them met."""
-        now_s = self._system.wall_ns() / 1e9
-        until_s = now_s + PATIENCE_S  # all of them together
+        until_s = self._system.wall_ns() / 1e9 + PATIENCE_S  # all of them together
         failures = Failures()
-        for file in sorted(self._system.listdir(self._beside.deferred)):
-            due = names.parse_due(file)
-            if due is None or due[0] > now_s or (priority := priority_of(due[1].name)) is None:
+        for file, mark in self._deferred.due(self._system.wall_ns):
+            if (priority := priority_of(mark.name)) is None:
                 continue
             # ORDER: cleared, then sent. A step before this one may have failed between the move and the clearing, and
             # sent now it would be handled twice.
@@ -244,7 +244,7 @@ class MqueueKeeper(OwnersKeeper):
             path = os.path.join(self._beside.deferred, file)
             with failures:
                 try:
-                    if self._is_message(path) and not self._send_again(path, due[1], priority, until_s, kept):
+                    if self._is_message(path) and not self._send_again(path, mark, priority, until_s, kept):
                         break
                 except OSError as error:
                     raise OSError(error.errno, error.strerror, path) from error
@@ -294,16 +294,15 @@ class MqueueKeeper(OwnersKeeper):
             # An idle worker was killed, and has no successor.
             if not seen.has_message and (receive := self._locked(seen)) is not None:
                 receive.leave()
-        now_ns = system.wall_ns()
-        limit_ns = now_ns - self._abandoned_ns
+        self._reckoning.note(system.wall_ns())  # its state is on a local filesystem
         for file in system.listdir(self._beside.tmp):
-            self._remove_older(os.path.join(self._beside.tmp, file), limit_ns, kept)
+            self._remove_older(os.path.join(self._beside.tmp, file), self._abandoned_s, kept)
         is_empty = not any(seen.has_message for seen in files)
         is_empty = is_empty and system.mq_attributes(self._queue.kernel_queue()).waiting == 0
-        oldest_ns = limit_ns if is_empty else now_ns - int(COUNTS_S_MAX * 1e9)
+        oldest_s = self._abandoned_s if is_empty else COUNTS_S_MAX
         for file in system.listdir(self._beside.counts):
-            self._remove_older(os.path.join(self._beside.counts, file), oldest_ns, kept)
-        self._prune(self._beside.errors, self._queue.settings.keep_errors_s, now_ns, kept)
+            self._remove_older(os.path.join(self._beside.counts, file), oldest_s, kept)
+        self._prune(self._beside.errors, self._queue.settings.keep_errors_s, kept)
 
     # ---- leaving
 

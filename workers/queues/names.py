@@ -29,11 +29,13 @@ COUNTER_MAX = (1 << 24) - 1
 TIME_S_MIN, TIME_S_MAX = -62135596800.0, 253402300799.0  # the years 1 to 9999
 IGNORED_SUFFIXES = (".tmp", ".part", ".filepart", ".crdownload", ".swp", "~")
 UNPUBLISHED = ".tmp"  # of IGNORED_SUFFIXES: nothing that a queue gives out ends in it
+STILL_OPEN = (".nfs", ".fuse_hidden")  # how what is removed while open is called on a mount, until it is closed
 HOST = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 
 _MARK = re.compile(r"t(0|[1-9][0-9]{0,3})c(0|[1-9][0-9]{0,3})-([0-9a-f]{22})~")
 _OURS = re.compile(r"([0-9]{10,11})\.M([0-9]{6})P[0-9]{1,10}Q[0-9]{1,12}R[0-9a-f]{12}\.[A-Za-z0-9._-]{1,64}\Z")
 _MENTAT = re.compile(r"[^/\s]+\.[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+\.msg\Z")
+_IN_A_LINE = re.compile(rb"[^\n\t]+")
 _DUE = re.compile(r"([0-9]{10,11})\.")
 _MASTER = (
     r"(?P<host>[A-Za-z0-9._-]{1,64})\.(?P<kernel8>[0-9a-f]{8})"
@@ -99,6 +101,11 @@ def parse_due(file: str) -> tuple[int, Marked] | None:
         return None
     rest = parse(file[found.end() :])
     return (int(found[1]), rest) if rest.token else None
+
+
+def due_at(unix_s: float) -> str:
+    """How the second from which a message is due begins its name in deferred/: at least ten digits, rounded up."""
+    return f"{max(-int(-unix_s // 1), 0):010d}"
 
 
 def parse_owner(directory: str) -> Owner | None:
@@ -220,8 +227,18 @@ def shortened(name: str, digits: str) -> str:
 
 def shown(name: str) -> str:
     """*name* for a terminal, a log or a page: printable, everything else escaped."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    # UTF-8 whatever the locale says: what is told of may come out of a file, and not out of a directory.
+    try:
+        raw = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a lone surrogate that is no byte of a name, as JSON can hold
+        raw = name.encode("utf-8", "backslashreplace")
+    text = raw.decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def shown_lines(body: bytes) -> bytes:
+    """*body* for a terminal: as shown(), but lines and tabs stay."""
+    return _IN_A_LINE.sub(lambda found: shown(found[0].decode("utf-8", "surrogateescape")).encode(), body)
 
 
 def iso(unix_s: float) -> str:

@@ -22,9 +22,11 @@ import socket
 from workers.errors import QueueRefused
 from workers.queues import names
 from workers.queues.base import Queue, Settings
+from workers.queues.directory import Directory
 from workers.queues.null import NoMessages, Null
 from workers.queues.spool import Spool
 from workers.system import SYSTEM, System
+from workers.trust import Place
 
 SCHEMES = ("spool", "dirq-simple", "dirq", "set", "ddmq", "mqueue", "null")
 NOT_FED = ("mqueue", "null")  # no names lie there to be read
@@ -114,6 +116,23 @@ def _opened(url: str, settings: Settings, system: System, host: str) -> Queue:
         raise QueueRefused(f"{url!r}: a set is of dirq and dirq-simple queues, not of {strangers[0]}: ones")
     settings = dataclasses.replace(settings, create=False)  # nothing is put into a set, so nothing is made
     return QueueSet([open_dirq(one, path, settings, system=system, host=host) for one, path in members])
+
+
+def places(url: str, settings: Settings | None = None) -> list[Place]:
+    """The directories on which the queue at *url* rests, or will. Raises QueueRefused; opens nothing."""
+    scheme, rest = split_url(url)
+    chosen = settings or Settings()
+    if scheme == "spool":
+        return Directory(rest, SYSTEM).places()
+    if scheme == "ddmq":
+        from workers.queues import ddmq  # noqa: PLC0415 - only who has such a queue needs its format
+
+        return ddmq.places_of_url(rest, chosen)
+    if scheme in ("dirq", "dirq-simple"):
+        from workers.queues import dirq_url  # noqa: PLC0415
+
+        return dirq_url.places_of_url(scheme, rest, chosen)
+    return [place for member in split_set(rest) for place in places(member, chosen)] if scheme == "set" else []
 
 
 def split_set(rest: str) -> list[str]:

@@ -10,9 +10,11 @@ Keeper only. See also: spool_keep and dirq_keep, SPOOL.md "Who releases what".
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from workers.board import Q, WorkerText
@@ -21,9 +23,13 @@ from workers.queues import names
 from workers.queues.base import Cause, Consumer, Keeper, Kept
 from workers.queues.directory import OnDisk
 from workers.queues.failures import Failures
+from workers.queues.reckoning import Reckoning
 from workers.queues.spool_look import META
+from workers.system import is_stuck
 
 log = logging.getLogger(__name__)
+
+NAMED_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,7 @@ class OwnersKeeper(Keeper):
         self._slot = consumer.board.queues[consumer.queue_slot]
         self._kernel8 = system.kernel8(queue.host)
         self._url = queue.url
+        self._reckoning = Reckoning(system, self._slot, queue.url)
         self._unlisted: set[str] = set()
         self._named: set[str] = set()  # what was spoken of
 
@@ -133,7 +140,12 @@ class OwnersKeeper(Keeper):
 
     # ---- what is old
 
-    def _prune(self, place: str, keep_s: float | None, now_ns: int, kept: Kept) -> None:
+    def _ask_for_ctimes(self) -> None:
+        """Have nothing taken for old by a time that says something else. Raises OSError."""
+        if not self._kept_in.keeps_ctime():
+            self._reckoning.forget_ctimes()
+
+    def _prune(self, place: str, keep_s: float | None, kept: Kept) -> None:
         """Remove the messages that have been in *place* for longer than that; None is for ever. Raises OSError."""
         if keep_s is None:
             return
@@ -146,7 +158,7 @@ class OwnersKeeper(Keeper):
             path = os.path.join(place, file)
             if file.endswith(META) and file.removesuffix(META) in known:
                 continue  # goes with its message
-            if not self._is_older(path, now_ns - int(keep_s * 1e9)):
+            if not self._is_older(path, keep_s):
                 continue
             try:
                 if not self._remove_message(path):
@@ -162,20 +174,31 @@ class OwnersKeeper(Keeper):
         self._kept_in.remove(path)
         return True
 
-    def _remove_older(self, path: str, limit_ns: int, kept: Kept) -> None:
-        """Remove the file *path* if it is that old. Raises OSError."""
-        if self._is_older(path, limit_ns) and not self._system.is_directory(path):
+    def _remove_older(self, path: str, age_s: float, kept: Kept) -> None:
+        """Remove the file *path* if it is older than *age_s*. Raises OSError."""
+        if self._is_older(path, age_s) and not self._system.is_directory(path):
             self._kept_in.remove(path)
             kept.temporary += 1
 
+    @contextlib.contextmanager
+    def _unless_stuck(self, path: str) -> Iterator[None]:
+        """For what is done with *path*: that nobody but another user may move it keeps nothing else from being done."""
+        try:
+            yield
+        except PermissionError as error:
+            if not is_stuck(self._system, path, error):
+                raise
+            self._say_once(path, f"cannot be moved and stays: {error.strerror}")
+
     def _say_once(self, path: str, what: str) -> None:
         """Log *what* is with *path*, if it was not said before."""
-        if path not in self._named:
+        if path not in self._named and len(self._named) < NAMED_MAX:
             self._named.add(path)
             log.warning("%s: %s %s", self._url, names.shown(path), what)
 
-    def _is_older(self, path: str, limit_ns: int) -> bool:
+    def _is_older(self, path: str, age_s: float) -> bool:
+        """Whether nobody has changed or moved *path* for longer than *age_s*. Raises OSError."""
         try:
-            return self._system.lstat(path).st_ctime_ns < limit_ns
+            return self._reckoning.is_older(path, self._system.lstat(path).st_ctime_ns, age_s)
         except FileNotFoundError:
             return False

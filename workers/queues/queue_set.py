@@ -35,6 +35,7 @@ from workers.queues.dirq_keep import DirqKeeper
 from workers.queues.lease import note_beat
 from workers.queues.locking import LockedClaim, Locking
 from workers.system import System
+from workers.trust import Place
 
 
 class Merged(Source):
@@ -115,6 +116,11 @@ class QueueSet(Locking):
         for member in self.members:
             member.take_record(owner)
 
+    def renew(self) -> None:
+        """See Queue.renew."""
+        for member in self.members:
+            member.renew()
+
     def leave_record(self) -> None:
         """See Locking.leave_record."""
         for member in self.members:
@@ -149,6 +155,10 @@ class QueueSet(Locking):
         self._member(claim).settled(claim)
 
     # ---- the keeper's and the operator's verbs
+
+    def places(self) -> list[Place]:
+        """See Claimable.places."""
+        return [place for member in self.members for place in member.places()]
 
     def keeper(self, consumer: Consumer) -> SetKeeper:
         """See Claimable.keeper."""

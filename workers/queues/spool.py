@@ -23,18 +23,21 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from workers.anchored import joined
 from workers.board import Q, W, WorkerText
 from workers.errors import ClaimLost, InputGone, KeeperGone, NotSupported, QueueMissing, QueueUnavailable
 from workers.message import Body, Claim
 from workers.queues import names, spool_look
 from workers.queues.base import Capability, Consumer, Depth, Listed, Queue, Settings, Shown, State
+from workers.queues.deferred import correct_due
 from workers.queues.directory import Directory, OnDisk
 from workers.queues.feed import Reader
 from workers.queues.meta import Facts, facts_of_claim, write_meta
 from workers.queues.scan import Incoming, Scan
 from workers.queues.spool_keep import SpoolKeeper
 from workers.queues.spool_put import Producer
-from workers.system import SYSTEM, System
+from workers.system import SYSTEM, System, is_stuck
+from workers.trust import Place
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +68,10 @@ class Spool(OnDisk):
         self.host = names.check_host(host)
         self.kept_in = self.directory = Directory(path, system)
         self.directory.open(self.settings)
+        self.system = self.directory.system
         self.url = f"spool:{self.directory.path}"
         self.place, self.identity, self.network = self.directory.path, self.directory.incoming, self.directory.network
-        self.tokens = names.Tokens(system)
+        self.tokens = names.Tokens(self.system)
         self.producer = Producer(self.directory, self.tokens, host)
         self._consumer: Consumer | None = None
         self._owner = ""
@@ -213,9 +217,9 @@ class Spool(OnDisk):
         return True
 
     def _name_ignored(self) -> None:
-        for name in self._scan.ignored - self._named:
+        for name in list(self._scan.ignored - self._named)[: NAMED_MAX - len(self._named)]:
+            self._named.add(name)
             log.warning("%s: the directory %s stays in incoming/, it is no message", self.url, names.shown(name))
-        self._named |= self._scan.ignored
 
     def _name_stuck(self, file: str, error: OSError) -> None:
         if file not in self._named and len(self._named) < NAMED_MAX:
@@ -238,7 +242,7 @@ class Spool(OnDisk):
             # finds a directory of a live worker that the board does not show. See test_H32_board_comes_before_mkdir.
             self._slot.set_text(WorkerText.OWNER, owner)
             try:
-                self.system.mkdir(os.path.join(self.directory.pending, owner), 0o777)
+                self.system.mkdir(os.path.join(self.directory.pending, owner), 0o775)
             except FileExistsError:
                 continue
             break
@@ -281,11 +285,15 @@ class Spool(OnDisk):
             return False
         delay = self.backoff_s(claim.attempt) if after_s is None else max(after_s, 0.0)
         delay = min(delay, self.settings.retry_backoff_s_max)
-        passed = (self.system.boottime_ns() - claim.claimed_ns) / 1e9
-        due = -int(-(claim.claimed_at + passed + delay) // 1)
+        now_ns = self.system.boottime_ns()
+        now_s = claim.claimed_at + (now_ns - claim.claimed_ns) / 1e9
+        if self._words[Q.NO_CTIMES]:  # the claim's is the time of the put
+            now_s = (now_ns + self._words[Q.CLOCK_NS]) / 1e9
+        due = names.due_at(now_s + delay)
         file = names.marked(claim.attempt, claim.crashes, claim.token, claim.name)
         with self._settling("defer", claim):
             self._move_claim(claim, self.directory.deferred, f"{due}.{file}")
+        correct_due(self.system, self._words, self.directory.deferred, f"{due}.{file}", now_s)
         return True
 
     def reject(self, claim: Claim, reason: str, meta: dict[str, object] | None = None) -> None:
@@ -324,27 +332,35 @@ class Spool(OnDisk):
                 try:
                     # A try before this one may have moved it, failed at the fsync, and it may be consumed by now.
                     if not claim.is_forwarded:
-                        self._move_claim(claim, target, names.marked(0, 0, claim.token, claim.name))
+                        door = joined(self.system, queue.system)
+                        self._move_claim(claim, target, names.marked(0, 0, claim.token, claim.name), door)
                         claim.is_forwarded = True
                 except OSError as error:
                     if error.errno != errno.EXDEV:
                         raise
                 else:
-                    self.system.fsync_directory(target)
+                    queue.system.fsync_directory(target)
                     return
         if bodies is None:
-            bodies = [Path(claim.path)]
+            bodies = [self._body_of(claim)]
         if len(bodies) == 1 and isinstance(queue, Spool):
             queue.enter(bodies[0], claim.name)
         else:
             queue.put_many(bodies)
         self.done(claim)
 
-    def _move_claim(self, claim: Claim, directory: str, file: str) -> None:
-        if self.directory.move(claim.path, directory, file):
+    def _body_of(self, claim: Claim) -> Path:
+        # Where others may write, something else may be called so by now.
+        is_sure = claim.fd >= 0 and self.system.is_anchored
+        return Path(f"/proc/self/fd/{claim.fd}" if is_sure else claim.path)
+
+    def _move_claim(self, claim: Claim, directory: str, file: str, door: System | None = None) -> None:
+        """*door*: the way to both, where *directory* is another queue's."""
+        ours = self.directory if door is None else self.directory.through(door)
+        if ours.move(claim.path, directory, file):
             return
         self._check_gone(claim, directory)
-        if self.directory.is_there(os.path.join(directory, file)):
+        if ours.is_there(os.path.join(directory, file)):
             return  # an earlier try of this very settle moved it, and failed after that (an fsync, a full disk)
         if self._was_ours(claim):
             raise InputGone(f"{names.shown(claim.name)} was removed by its handler")
@@ -378,12 +394,18 @@ class Spool(OnDisk):
 
     def _empty_owner(self) -> None:
         for file in self.system.listdir(self._owner_path):
-            if f"{self._owner_path}/{file}" == self._in_hand or file.startswith(".nfs"):
+            if f"{self._owner_path}/{file}" == self._in_hand or file.startswith(names.STILL_OPEN):
                 continue
-            if names.parse(file).token:
-                self._give_back(file)
-            else:
-                self.to_errors_as_left(os.path.join(self._owner_path, file), "left by a handler")
+            path = os.path.join(self._owner_path, file)
+            try:
+                if names.parse(file).token:
+                    self._give_back(file)
+                else:
+                    self.to_errors_as_left(path, "left by a handler")
+            except PermissionError as error:  # put there by who may write there, and keeps nothing of ours there
+                if not is_stuck(self.system, path, error):
+                    raise
+                log.warning("%s: %s cannot be moved and stays: %s", self.url, names.shown(path), error.strerror)
 
     def _give_back(self, file: str) -> None:
         mark = names.parse(file)
@@ -421,6 +443,10 @@ class Spool(OnDisk):
 
     # ---- the keeper's and the operator's verbs
 
+    def places(self) -> list[Place]:
+        """See Claimable.places."""
+        return self.directory.places()
+
     def keeper(self, consumer: Consumer) -> SpoolKeeper:
         """See Claimable.keeper."""
         self._keeper = found = SpoolKeeper(self, consumer)
@@ -438,7 +464,7 @@ class Spool(OnDisk):
 
     def watch_directory(self) -> str | None:
         """See Queue.watch_directory."""
-        return None if self.directory.network else self.directory.incoming
+        return self.directory.incoming
 
     def depth(self) -> Depth:
         """See Queue.depth."""

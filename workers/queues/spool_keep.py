@@ -21,10 +21,12 @@ from workers.board import Q
 from workers.errors import QueueUnavailable
 from workers.queues import names
 from workers.queues.base import Consumer, Depth, Kept
+from workers.queues.deferred import Deferred, correct_due
 from workers.queues.lease import Lease, Looks
 from workers.queues.meta import Facts, facts_of_death
 from workers.queues.owners import Death, OwnersKeeper
 from workers.queues.spool_look import Claims, depth
+from workers.trust import can_rename
 
 if TYPE_CHECKING:
     from workers.queues.spool import Spool
@@ -50,6 +52,7 @@ class SpoolKeeper(OwnersKeeper):
         self._probed_ns = 0
         self._strange: set[str] = set()
         self._claims = Claims(self._directory)
+        self._deferred = Deferred(self._system, self._directory.deferred, self._beat_when_due)
 
     # ---- the round
 
@@ -58,6 +61,8 @@ class SpoolKeeper(OwnersKeeper):
         self._directory.check_renames()
         try:
             self.lease.beat()
+            self._reckoning.note(self.lease.filesystem_now_ns())
+            self._ask_for_ctimes()
         except OSError as error:
             raise QueueUnavailable.at("beat the lease in", self._directory.leases, error) from error
 
@@ -102,6 +107,7 @@ class SpoolKeeper(OwnersKeeper):
             return True
         self._beat_ns = now_ns
         if self.lease.beat():
+            self._reckoning.note(self.lease.filesystem_now_ns())
             return True
         log.warning("%s: the lease %s was gone and is made again", self._spool.url, self.lease.master)
         return False
@@ -116,10 +122,15 @@ class SpoolKeeper(OwnersKeeper):
         return found
 
     def _release_lost(self, owners: dict[str, names.Owner], kept: Kept) -> None:
+        """What is not done within an interval is done after the next look: what is due must not wait for thousands."""
+        until_ns = self._system.boottime_ns() + int(self._directory.times.lease_interval_s * 1e9)
+        directories: dict[str, list[str]] = {}
+        for directory, owner in owners.items():
+            directories.setdefault(owner.master, []).append(directory)
         for master in self._looks.lost():
-            for directory, owner in owners.items():
-                if owner.master != master:
-                    continue
+            if self._system.boottime_ns() >= until_ns:
+                return
+            for directory in directories.get(master, ()):
                 if not self._looks.is_still_lost(master):
                     break
                 log.warning("%s: the lease of %s is lost, its claims go back", self._spool.url, directory)
@@ -144,14 +155,15 @@ class SpoolKeeper(OwnersKeeper):
         except FileNotFoundError:
             return []
         for file in files:
-            if file.startswith(".nfs"):
+            if file.startswith(names.STILL_OPEN):
                 continue
             self._beat_when_due()
-            mark = names.parse(file)
-            if not mark.token:
-                self._spool.to_errors_as_left(os.path.join(place, file), "left by a handler")
-            elif self._release_one(os.path.join(place, file), mark, death, kept):
-                released.append(mark.name)
+            path, mark = os.path.join(place, file), names.parse(file)
+            with self._unless_stuck(path):
+                if not mark.token:
+                    self._spool.to_errors_as_left(path, "left by a handler")
+                elif self._release_one(path, mark, death, kept):
+                    released.append(mark.name)
         try:
             self._system.rmdir(place)
         except FileNotFoundError:
@@ -176,13 +188,16 @@ class SpoolKeeper(OwnersKeeper):
             if attempts >= settings.max_attempts:
                 reason = f"failed {attempts} times, the last time by its time limit"
             else:
-                due = self.lease.filesystem_now_ns() / 1e9 + self._spool.backoff_s(attempts)
-                target, prefix = self._directory.deferred, f"{int(-(-due // 1))}."
+                now_s = self.lease.filesystem_now_ns() / 1e9
+                due = names.due_at(now_s + self._spool.backoff_s(attempts))
+                target, prefix = self._directory.deferred, f"{due}."
         if reason:
             target = self._directory.errors
         name = names.marked(attempts, crashes, token, mark.name)
         if not self._directory.move(path, target, prefix + name):
             return False
+        if prefix:
+            correct_due(self._system, self._slot.words, target, prefix + name, now_s)
         if reason:
             # A poison message is counted as such only when its place in errors/ is durable.
             self._system.fsync_directory(self._directory.errors)
@@ -195,57 +210,51 @@ class SpoolKeeper(OwnersKeeper):
     # ---- due, sweeping
 
     def _move_due(self, kept: Kept) -> None:
-        files = self._system.listdir(self._directory.deferred)
-        if not files:
-            return
-        now_s = self.lease.filesystem_now_ns() / 1e9
-        for file in sorted(files):
-            due = names.parse_due(file)
-            if due is None or due[0] > now_s:
-                continue
-            mark = due[1]
+        for file, mark in self._deferred.due(self.lease.filesystem_now_ns):
             fresh = names.marked(mark.attempts, mark.crashes, self._spool.tokens.token(mark.name), mark.name)
             # Counted before it can be seen, so that --until-empty never misses a message between two places.
             self._slot.words[Q.DUE_MOVES] += 1
-            if self._directory.move(os.path.join(self._directory.deferred, file), self._directory.incoming, fresh):
-                kept.due += 1
+            path = os.path.join(self._directory.deferred, file)
+            with self._unless_stuck(path):
+                if self._directory.move(path, self._directory.incoming, fresh):
+                    kept.due += 1
             self._beat_when_due()
 
     def _sweep(self, kept: Kept) -> None:
-        now_ns = self.lease.filesystem_now_ns()
-        stale_ns = int(self._directory.times.stale_after_s * 1e9)
-        if not self._probed_ns or self._swept_ns - self._probed_ns >= stale_ns:
+        stale_s = self._directory.times.stale_after_s
+        if not self._probed_ns or self._swept_ns - self._probed_ns >= stale_s * 1e9:
             self._probed_ns = self._swept_ns
-            self._sweep_probes(now_ns - stale_ns, kept)
+            self._sweep_probes(stale_s, kept)
         for file in self._system.listdir(self._directory.tmp):
             path = os.path.join(self._directory.tmp, file)
-            if file.startswith(".nfs") or not self._is_older(path, now_ns - stale_ns):
+            if file.startswith(names.STILL_OPEN) or not self._is_older(path, stale_s):
                 continue
-            if (names.is_unpublished(file) or file.startswith(".probe.")) and not self._system.is_directory(path):
-                self._directory.remove(path)  # never published: nobody was promised anything
-                kept.temporary += 1
-            elif not names.is_ignored(file):
-                self._spool.to_errors_as_left(path, "abandoned in tmp")
-                kept.temporary += 1
+            is_message = not (names.is_unpublished(file) or file.startswith(".probe."))
+            with self._unless_stuck(path):
+                if not is_message and not self._system.is_directory(path):
+                    self._directory.remove(path)  # never published: nobody was promised anything
+                    kept.temporary += 1
+                elif not names.is_ignored(file):
+                    self._spool.to_errors_as_left(path, "abandoned in tmp")
+                    kept.temporary += 1
         files = self._system.listdir(self._directory.pending)
         # RACE: a worker takes a directory between the two listings. It is then in the second one.
         # See test_an_owner_that_is_made_while_pending_is_swept_is_not_called_strange.
         owners = self._owners()  # and is not looked at one by one: there may be thousands
         for file in files:
             if file not in owners:
-                self._sweep_flat(file, now_ns - stale_ns, kept)
-        self._prune(self._directory.done, self._spool.settings.keep_done_s, now_ns, kept)
-        self._prune(self._directory.errors, self._spool.settings.keep_errors_s, now_ns, kept)
+                self._sweep_flat(file, stale_s, kept)
+        self._prune(self._directory.done, self._spool.settings.keep_done_s, kept)
+        self._prune(self._directory.errors, self._spool.settings.keep_errors_s, kept)
 
-    def _sweep_probes(self, limit_ns: int, kept: Kept) -> None:
+    def _sweep_probes(self, stale_s: float, kept: Kept) -> None:
         """A keeper killed as it opened the queue left its probe wherever it had got to. Called seldom: it lists all."""
         directory = self._directory
         for place in (directory.incoming, directory.pending, directory.deferred, directory.errors, directory.done):
             self._beat_when_due()  # a long one takes its time
             for path in self._probes(place):
-                if self._is_older(path, limit_ns) and not self._system.is_directory(path):
-                    directory.remove(path)
-                    kept.temporary += 1
+                with self._unless_stuck(path):
+                    self._remove_older(path, stale_s, kept)
 
     def _probes(self, place: str) -> list[str]:
         try:
@@ -254,7 +263,7 @@ class SpoolKeeper(OwnersKeeper):
         except FileNotFoundError:  # done/ may never have been made
             return []
 
-    def _sweep_flat(self, file: str, limit_ns: int, kept: Kept) -> None:
+    def _sweep_flat(self, file: str, stale_s: float, kept: Kept) -> None:
         """A claim of a foreign filer program: back when it is stale and its name is unique by shape."""
         path = os.path.join(self._directory.pending, file)
         mark = names.parse(file)
@@ -263,7 +272,7 @@ class SpoolKeeper(OwnersKeeper):
                 self._strange.add(file)
                 log.warning("%s: pending/%s is no owner's directory, not touched", self._spool.url, names.shown(file))
             return
-        if file.startswith(".") or not self._is_older(path, limit_ns):
+        if file.startswith(".") or not self._is_older(path, stale_s):
             return
         if not (mark.token or names.is_unique(mark.name) or self._spool.settings.reap_foreign):
             if file not in self._strange:
@@ -276,9 +285,15 @@ class SpoolKeeper(OwnersKeeper):
             return
         name = names.shortened(mark.name, self._spool.tokens.digits())
         fresh = names.marked(mark.attempts, mark.crashes, self._spool.tokens.token(name), name)
-        if self._directory.move(path, self._directory.incoming, fresh):
-            kept.too_old += 1
-            log.warning("%s: stale claim %s goes back", self._spool.url, names.shown(mark.name))
+        with self._unless_stuck(path):
+            if self._directory.move(path, self._directory.incoming, fresh):
+                kept.too_old += 1
+                log.warning("%s: stale claim %s goes back", self._spool.url, names.shown(mark.name))
+
+    def _is_our_users(self, path: str) -> bool:
+        # Who may rename a directory of ours lets it speak of any process.
+        pending = self._system.lstat(self._directory.pending)
+        return super()._is_our_users(path) and not can_rename(pending, self._system.geteuid())
 
     def _remove_message(self, path: str) -> bool:
         """See OwnersKeeper._remove_message: a tree that a handler left is for a person to look at."""

@@ -10,11 +10,11 @@ See also: spool (the verbs), spool_keep (who calls depth on a timer).
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Set
 
+from workers.dump import read
 from workers.errors import QueueUnavailable
 from workers.queues import names
 from workers.queues.base import STATES, Depth, Listed, Shown, State
@@ -24,6 +24,7 @@ SAMPLE = 1000  # foreign names whose mtime is read for the oldest age
 AGE_S_MAX = 1e9
 META = ".meta"
 META_BYTES_MAX = 1 << 20
+META_DEPTH_MAX = 20
 
 
 def is_meta(file: str, files: Set[str]) -> bool:
@@ -130,7 +131,9 @@ def kept_files(directory: Directory, state: str, claims: Claims | None = None) -
                 yield directory.pending, name, names.parse(name).name
         for owner, files in claims.of(owners):
             place = os.path.join(directory.pending, owner)
-            yield from ((place, file, names.parse(file).name) for file in files if not file.startswith(".nfs"))
+            yield from (
+                (place, file, names.parse(file).name) for file in files if not file.startswith(names.STILL_OPEN)
+            )
     elif state == "deferred":
         for file in directory.system.listdir(directory.deferred):
             due = names.parse_due(file)
@@ -204,7 +207,13 @@ def read_meta(directory: Directory, path: str) -> dict[str, object] | None:
             raw = directory.system.read(fd, META_BYTES_MAX)
         finally:
             directory.system.close(fd)
-        found = json.loads(raw)
+        found = read(raw)
     except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and _is_shallow(found, META_DEPTH_MAX) else None
+
+
+def _is_shallow(value: object, depth: int) -> bool:
+    """Whether nothing is nested deeper than *depth*: whoever copies or writes it later needs a stack for that."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > 0 and all(_is_shallow(each, depth - 1) for each in inside)

@@ -87,8 +87,7 @@ class Producer:
         except BaseException:
             self._directory.forget(path)
             raise
-        due = -int(-(found.st_ctime_ns / 1e9 + delay) // 1)
-        return f"{due}.{names.marked(0, 0, self._tokens.token(name), name)}"
+        return f"{names.due_at(found.st_ctime_ns / 1e9 + delay)}.{names.marked(0, 0, self._tokens.token(name), name)}"
 
     def enter(self, body: Body, name: str) -> None:
         """Put *body* as a message called *name*, under a mark: it never meets another of that name. Durable."""
@@ -367,9 +366,11 @@ class Producer:
             # See test_a_link_whose_reply_was_lost_and_whose_message_was_claimed_has_been_made.
             if found.st_nlink > 1 and source.startswith(f"{self._directory.tmp}/"):
                 return True  # a file that is moved in may have had other names before
-            return _is_same(found, self._system.lstat(target))
+            if self._directory.is_listed(target):
+                return _is_same(found, self._system.lstat(target))
         except FileNotFoundError:
-            raise self._gone(error) from error
+            pass
+        raise self._gone(error) from error
 
 
 def _is_same(one: os.stat_result, other: os.stat_result) -> bool:
