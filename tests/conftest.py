@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ GROUPS = {
     "machine": re.compile(r"tests/(process|tidy/test_(readme|deploy))|mqueue|message_queue|test_receive"),
     "bench": re.compile(r"tests/bench/"),
 }
+
+
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @pytest.hookimpl(tryfirst=True)  # before the one of xdist, which reads the marks
@@ -41,6 +45,14 @@ def _descriptors() -> Iterator[None]:
     """A process of thousands of tests must not come to have thousands of descriptors."""
     yield
     close_what_is_left()
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """A command that is called and not started gives back the handlers that were there: tests after it fork."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
 
 
 @pytest.fixture(name="place")

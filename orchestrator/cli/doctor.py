@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
 import click
 from rich.console import Console
@@ -67,10 +69,12 @@ def doctor(
     others = peers or int(is_peer)
     if not sys.platform.startswith("linux"):
         raise Failed("doctor needs Linux, as run does")
-    # As an exception, so that what was made is removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     console = Console(width=None if sys.stdout.isatty() else COLUMNS, highlight=False, soft_wrap=False)
-    examined = examine(path, others, Limits(limit_s, wait_s, longest_s), _tell)
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        examined = examine(path, others, Limits(limit_s, wait_s, longest_s), _tell)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     found = verdict(examined)
     if is_json:
         click.echo(json.dumps(as_json(examined, found)))
@@ -78,6 +82,11 @@ def doctor(
         show(examined, found, console)
     if not found.is_as_asked(others):
         sys.exit(1)
+
+
+def _leave(_number: int, _frame: FrameType | None) -> NoReturn:
+    """End by an exception, so that what was made is removed."""
+    sys.exit(TERMINATED)
 
 
 def _tell(word: str) -> None:

@@ -94,9 +94,10 @@ def start(pools: Pools, site: Any, *words: str, handler: str = HANDLE, **more: o
 
 
 def kept(site: Any, state: str) -> list[Path]:
-    """What the pool keeps in *state* beside the queue, .meta left out."""
+    """What the pool keeps in *state* beside the queue; .meta, and what a keeper tried the place with, left out."""
     place = site.queue.with_name(f"{site.queue.name}.pool") / state
-    return sorted(path for path in place.iterdir() if not path.name.endswith(".meta")) if place.is_dir() else []
+    found = place.iterdir() if place.is_dir() else ()
+    return sorted(path for path in found if not path.name.endswith(".meta") and path.name[0] != ".")
 
 
 def in_errors(site: Any) -> dict[str, str]:

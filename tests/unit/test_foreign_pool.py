@@ -147,6 +147,19 @@ def test_what_is_old_in_errors_is_pruned_with_its_meta(make):
     assert os.listdir(beside(pool, "errors")) == []
 
 
+def test_what_a_killed_keeper_tried_the_place_with_is_removed_and_nothing_else_that_is_called_so(make):
+    pool = make()
+    places = [beside(pool, place) for place in ("tmp", "deferred", "errors")]
+    for place in places:
+        (place / ".probe.0011223344556677").touch()
+        (place / ".probe.8899aabbccddeeff").mkdir()  # an element is a directory
+        (place / ".probe.strange" / "inner").mkdir(parents=True)
+    assert pool.queue.depth().errors == pool.queue.depth().deferred == 0
+    assert pool.rounds(9, every_s=10).temporary == 0
+    assert pool.rounds(30, every_s=10).temporary == 2 * len(places)
+    assert [os.listdir(place) for place in places] == 3 * [[".probe.strange"]]
+
+
 def test_a_paused_queue_is_paused_for_every_host_and_what_is_in_hand_is_finished(make):
     pool, other = make(host="one"), make(host="two")
     put(pool)

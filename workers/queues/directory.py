@@ -27,6 +27,7 @@ from typing import Self
 
 from workers.errors import QueueMissing, QueueRefused, QueueUnavailable
 from workers.message import Claim
+from workers.queues import names
 from workers.queues.base import Claimable, Settings
 from workers.system import NotDurable, System, forget, is_listed, is_there
 from workers.trust import Place, guarded
@@ -251,7 +252,7 @@ class Directory:
             ) from error
 
     def _send_probe(self, places: Sequence[str]) -> None:
-        probe = f".probe.{self.system.random_bytes(8).hex()}"
+        probe = f"{names.PROBE}{self.system.random_bytes(8).hex()}"
         here = os.path.join(places[0], probe)
         self.write_file(here, b"", durable=False)
         try:
@@ -274,7 +275,7 @@ class Directory:
         """
         if self.network is None:
             return True
-        probe = os.path.join(self.tmp, f".probe.{self.system.random_bytes(8).hex()}")
+        probe = os.path.join(self.tmp, f"{names.PROBE}{self.system.random_bytes(8).hex()}")
         self.write_file(probe, b"", durable=False)
         try:
             self.system.utime(probe, (LONG_AGO_NS, LONG_AGO_NS))

@@ -148,7 +148,7 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
             self._check_format()
             self._beside.make()
             self._ask_for_ctimes()
-            probe = f".probe.{self._system.random_bytes(8).hex()}"
+            probe = f"{names.PROBE}{self._system.random_bytes(8).hex()}"
             for part in (self._beside.tmp, self._beside.deferred, self._beside.errors):
                 self._check_moves(os.path.join(part, probe))
         except OSError as error:
@@ -361,6 +361,9 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
             return
         for file in self._system.listdir(self._beside.tmp):
             self._remove_older(os.path.join(self._beside.tmp, file), stale_s, kept)
+        if self._are_probes_due(stale_s):
+            for place in (self._beside.tmp, self._beside.deferred, self._beside.errors):
+                self._sweep_probes(place, stale_s, kept)
         for file in self._ended(self._system.listdir(self._beside.counts)):
             self._remove_older(os.path.join(self._beside.counts, file), stale_s, kept)
         for file, owner in owners.items():
@@ -382,6 +385,14 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
                 self._beside.remove(inner)
         self._system.rmdir(path)
         return True
+
+    def _remove_probe(self, path: str, age_s: float, kept: Kept) -> None:
+        """See OwnersKeeper._remove_probe: a file or an empty directory, as an element of the queue is."""
+        if not self._system.is_directory(path):
+            self._remove_older(path, age_s, kept)
+        elif self._is_older(path, age_s) and not self._system.listdir(path):
+            self._system.rmdir(path)
+            kept.temporary += 1
 
     # ---- leaving
 

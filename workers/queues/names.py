@@ -28,6 +28,7 @@ COUNT_MAX = 9999
 COUNTER_MAX = (1 << 24) - 1
 TIME_S_MIN, TIME_S_MAX = -62135596800.0, 253402300799.0  # the years 1 to 9999
 IGNORED_SUFFIXES = (".tmp", ".part", ".filepart", ".crdownload", ".swp", "~")
+PROBE = ".probe."  # what a keeper makes and renames, to find out whether it can, begins so
 UNPUBLISHED = ".tmp"  # of IGNORED_SUFFIXES: nothing that a queue gives out ends in it
 STILL_OPEN = (".nfs", ".fuse_hidden")  # how what is removed while open is called on a mount, until it is closed
 HOST = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")

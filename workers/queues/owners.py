@@ -55,6 +55,7 @@ class OwnersKeeper(Keeper):
         self._reckoning = Reckoning(system, self._slot, queue.url)
         self._unlisted: set[str] = set()
         self._named: set[str] = set()  # what was spoken of
+        self._probed_ns = 0
 
     def release_owner(self, owner: str, cause: Cause, note: str = "") -> list[str]:
         """See Keeper.release_owner."""
@@ -179,6 +180,31 @@ class OwnersKeeper(Keeper):
         if self._is_older(path, age_s) and not self._system.is_directory(path):
             self._kept_in.remove(path)
             kept.temporary += 1
+
+    def _are_probes_due(self, stale_s: float) -> bool:
+        """Whether to look for probes, which lists all that is there: seldom."""
+        now_ns = self._system.boottime_ns()
+        if self._probed_ns and now_ns - self._probed_ns < stale_s * 1e9:
+            return False
+        self._probed_ns = now_ns
+        return True
+
+    def _sweep_probes(self, place: str, age_s: float, kept: Kept) -> None:
+        """Remove what a keeper tried *place* with that was killed as it opened the queue. Raises OSError."""
+        for path in self._probes(place):
+            with self._unless_stuck(path):
+                self._remove_probe(path, age_s, kept)
+
+    def _probes(self, place: str) -> list[str]:
+        try:
+            with self._system.scandir(place) as entries:
+                return [os.path.join(place, entry.name) for entry in entries if entry.name.startswith(names.PROBE)]
+        except FileNotFoundError:  # done/ may never have been made
+            return []
+
+    def _remove_probe(self, path: str, age_s: float, kept: Kept) -> None:
+        """Remove the probe *path*, a file, if it is older than *age_s*. Raises OSError."""
+        self._remove_older(path, age_s, kept)
 
     @contextlib.contextmanager
     def _unless_stuck(self, path: str) -> Iterator[None]:

@@ -49,7 +49,6 @@ class SpoolKeeper(OwnersKeeper):
         self._looks = Looks(self._directory, self.lease)
         self._beat_ns = 0
         self._swept_ns = 0
-        self._probed_ns = 0
         self._strange: set[str] = set()
         self._claims = Claims(self._directory)
         self._deferred = Deferred(self._system, self._directory.deferred, self._beat_when_due)
@@ -222,14 +221,16 @@ class SpoolKeeper(OwnersKeeper):
 
     def _sweep(self, kept: Kept) -> None:
         stale_s = self._directory.times.stale_after_s
-        if not self._probed_ns or self._swept_ns - self._probed_ns >= stale_s * 1e9:
-            self._probed_ns = self._swept_ns
-            self._sweep_probes(stale_s, kept)
+        if self._are_probes_due(stale_s):
+            directory = self._directory
+            for place in (directory.incoming, directory.pending, directory.deferred, directory.errors, directory.done):
+                self._beat_when_due()  # a long one takes its time
+                self._sweep_probes(place, stale_s, kept)
         for file in self._system.listdir(self._directory.tmp):
             path = os.path.join(self._directory.tmp, file)
             if file.startswith(names.STILL_OPEN) or not self._is_older(path, stale_s):
                 continue
-            is_message = not (names.is_unpublished(file) or file.startswith(".probe."))
+            is_message = not (names.is_unpublished(file) or file.startswith(names.PROBE))
             with self._unless_stuck(path):
                 if not is_message and not self._system.is_directory(path):
                     self._directory.remove(path)  # never published: nobody was promised anything
@@ -246,22 +247,6 @@ class SpoolKeeper(OwnersKeeper):
                 self._sweep_flat(file, stale_s, kept)
         self._prune(self._directory.done, self._spool.settings.keep_done_s, kept)
         self._prune(self._directory.errors, self._spool.settings.keep_errors_s, kept)
-
-    def _sweep_probes(self, stale_s: float, kept: Kept) -> None:
-        """A keeper killed as it opened the queue left its probe wherever it had got to. Called seldom: it lists all."""
-        directory = self._directory
-        for place in (directory.incoming, directory.pending, directory.deferred, directory.errors, directory.done):
-            self._beat_when_due()  # a long one takes its time
-            for path in self._probes(place):
-                with self._unless_stuck(path):
-                    self._remove_older(path, stale_s, kept)
-
-    def _probes(self, place: str) -> list[str]:
-        try:
-            with self._system.scandir(place) as entries:
-                return [os.path.join(place, entry.name) for entry in entries if entry.name.startswith(".probe.")]
-        except FileNotFoundError:  # done/ may never have been made
-            return []
 
     def _sweep_flat(self, file: str, stale_s: float, kept: Kept) -> None:
         """A claim of a foreign filer program: back when it is stale and its name is unique by shape."""
