@@ -24,7 +24,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from orchestrator import __version__
+import orchestrator
 from orchestrator.logs import escaped
 from workers.errors import OrchestratorError, QueueError
 from workers.queues.names import shown
@@ -171,8 +171,15 @@ class LazyGroup(click.Group):
             ctx.exit(INTERRUPTED)
 
 
+def _show_version(ctx: click.Context, _param: click.Parameter, is_asked: bool) -> None:
+    if is_asked and not ctx.resilient_parsing:
+        click.echo(f"orchestrator, version {orchestrator.__version__}")
+        ctx.exit()
+
+
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, "--version", prog_name="orchestrator")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version,
+              help="Show the version and exit.")  # fmt: skip
 def cli() -> None:
     """Worker pools over directory queues: put files in, have them handled at least once, see it measured."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -302,6 +303,15 @@ def test_the_order_of_a_ddmq_is_kept_when_a_clock_of_1970_is_set_right(rig):
     rig.world.step(1.8e9)
     assert early < broker.get_queue_number()
     assert early.startswith("0000000100")
+
+
+@pytest.mark.parametrize("at_s", YEARS_S.values(), ids=YEARS_S)
+def test_the_numbers_of_a_ddmq_rise_also_while_the_clock_stands_still(rig, at_s):
+    """From 2106 on a float, which the format writes, cannot tell each microsecond from the next."""
+    broker = Broker(str(rig.path.parent / "root"), create=True)
+    broker._system = SimpleNamespace(wall_ns=lambda: int(at_s * 1e9))  # type: ignore[assignment]
+    numbers = [broker.get_queue_number() for _ in range(1000)]
+    assert numbers == sorted(set(numbers))
 
 
 # ---- what is said of it

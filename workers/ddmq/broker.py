@@ -307,10 +307,11 @@ class Broker:
 
     def get_queue_number(self) -> str:
         """The time without its decimal point; later ones of one object sort later, also when the clock is set back."""
-        number = _number_of(self._system.wall_ns())
+        number, step_ns = _number_of(self._system.wall_ns()), 0
         while number <= self._last_number:
             last_ns = int(self._last_number[:10]) * 10**9 + int(self._last_number[10:].ljust(9, "0")[:9])
-            number = _number_of(last_ns + 1000)
+            step_ns += 1000  # after 2106 a float cannot tell each microsecond from the next
+            number = _number_of(last_ns + step_ns)
         self._last_number = number
         return number
 
