@@ -125,9 +125,6 @@ class Cluster:
         volume = ("queues", "replica", str(len(SERVERS)), *map(self._brick, SERVERS), "force")
         # The first knows all others by then; these may not know each other yet, and refuse.
         until(lambda: self._does("volume", "create", *volume), START_S)
-        # A server that is back is told what it missed when its neighbours see it; what a client writes past it after
-        # that, having seen it later, would wait for ten minutes.
-        self.tell("volume", "set", "queues", "cluster.heal-timeout", "5")
         self.tell("volume", "start", "queues")
         for number in HOSTS:
             words = ["glusterfs", "-N", f"--volfile-server=10.77.0.{number}", "--volfile-id=/queues"]
