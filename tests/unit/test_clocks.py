@@ -342,12 +342,17 @@ def test_more_files_of_the_future_than_can_be_remembered_are_old_one_after_the_o
     assert not left
 
 
+def deferred_m(place, system, after_s):
+    """A directory with a message m that is due in the second that begins at most *after_s* from now."""
+    due = names.due_at(system.wall_ns() // 1_000_000_000 + after_s)
+    (place / f"{due}.{names.marked(1, 0, '0' * 18 + names.check('m'), 'm')}").touch()
+    return Deferred(system, str(place))
+
+
 def test_what_is_deferred_waits_no_less_because_the_server_was_away_as_its_clock_was_read(tmp_path):
     world = World(tmp_path)
     system = FakeSystem(world)
-    file = f"{system.wall_ns() // 1_000_000_000 + 100}.{names.marked(1, 0, '0' * 18 + names.check('m'), 'm')}"
-    (tmp_path / file).touch()
-    deferred = Deferred(system, str(tmp_path))
+    deferred = deferred_m(tmp_path, system, 100)
 
     def late() -> int:
         world.advance(80)
@@ -358,3 +363,16 @@ def test_what_is_deferred_waits_no_less_because_the_server_was_away_as_its_clock
     assert not deferred.due(late)
     world.advance(2)
     assert [marked.name for _, marked in deferred.due(late)] == ["m"]
+
+
+def test_what_is_due_at_once_is_found_by_who_looks_once(tmp_path):
+    """Also when its second begins while the directory is listed, and the clock is read after that."""
+    world = World(tmp_path)
+    system = FakeSystem(world)
+    deferred = deferred_m(tmp_path, system, 1)
+
+    def soon() -> int:
+        world.advance(1)
+        return system.wall_ns()
+
+    assert [marked.name for _, marked in deferred.due(soon)] == ["m"]
