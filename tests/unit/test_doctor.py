@@ -14,8 +14,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,6 +38,7 @@ from orchestrator.doctor.report import as_json, show
 from orchestrator.doctor.times import fit_ns
 from orchestrator.doctor.verdict import Verdict, verdict
 from tests.ddmq_twins import Original, needs_original
+from tests.doctors import ROOT, hurry, peer, quiet
 from tests.liars import (
     Clocked,
     Copying,
@@ -60,16 +59,12 @@ from workers.queues.spool import Spool
 from workers.system import SYSTEM, System
 
 SHORT = Limits(silence_s=20.0, wait_s=0.2, longest_s=1.0)
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed, "MEASURED_S", 0.002)
-        patch.setattr(speed, "COUNTS", (1, 2))
-        patch.setattr(speed, "LISTED", 20)
-        patch.setattr(examination, "RACED_MAX", 30)
+        hurry(patch, 30)
         yield
 
 
@@ -84,10 +79,6 @@ def documented() -> list[str]:
     lines = [line for file in ("README.md", "deploy/OPERATIONS.md") for line in (ROOT / file).read_text().splitlines()]
     found = [line.partition("$ ")[2] if "$ " in line[:12] else line for line in lines]
     return [line for line in found if line.startswith("orchestrator doctor ")]
-
-
-def quiet(_: str) -> None:
-    """What a doctor says on its way."""
 
 
 def judged(path: Path, system: System = SYSTEM) -> tuple[Verdict, dict[str, Finding]]:
@@ -268,11 +259,7 @@ def test_the_command_answers_zero_for_one_host_and_one_when_peers_were_asked_for
 
 
 def test_a_doctor_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", "doctor", str(tmp_path), "--peer"],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    with process:
+    with peer(tmp_path) as process:
         assert process.stderr is not None
         assert any("waiting for 1 other host" in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)

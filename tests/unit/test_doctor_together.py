@@ -22,39 +22,32 @@ import pytest
 
 from orchestrator.config import load
 from orchestrator.config_values import host_name
-from orchestrator.doctor import examination, meeting, speed, together
+from orchestrator.doctor import meeting, together
 from orchestrator.doctor.apart import side_by_side
 from orchestrator.doctor.examination import Limits, examine
 from orchestrator.doctor.facts import Examined, Facts, Host
 from orchestrator.doctor.findings import Finding
 from orchestrator.doctor.meeting import Absent, Meeting, Party
 from orchestrator.doctor.verdict import Verdict, verdict
+from tests.doctors import ROOT, hurry, peer, quiet
 from tests.liars import Cached, Generous, Hung, Misset, Refusing, Replacing, Stale, Tearing
 from tests.waiting import until
 from workers.queues.names import master_name
 from workers.system import SYSTEM, System
 
 LIMITS = Limits(silence_s=30.0, wait_s=30.0, longest_s=6.0)
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(speed, "MEASURED_S", 0.002)
-        patch.setattr(speed, "COUNTS", (1, 2))
-        patch.setattr(speed, "LISTED", 20)
-        patch.setattr(examination, "RACED_MAX", 20)
+        hurry(patch, 20)
         patch.setattr(together, "RACED_MAX", 20)
         patch.setattr(together, "BEFORE_S", 0.3)
         patch.setattr(together, "BETWEEN_S", 0.02)
         patch.setattr(together, "UNSEEN_S", 0.3)
         patch.setattr(meeting, "GONE_S", 8.0)
         yield
-
-
-def quiet(_: str) -> None:
-    """What a doctor says on its way."""
 
 
 def far(system: System) -> System:
@@ -205,19 +198,15 @@ def test_doctors_meet_where_a_listing_is_kept_until_one_changes_the_directory(tm
 
 def test_a_peer_that_is_killed_in_the_middle_is_named(tmp_path: Path) -> None:
     """It has joined, and its place still lies there."""
-    peer = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", "doctor", str(tmp_path), "--peer"],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    with peer:
-        assert peer.stderr is not None
+    with peer(tmp_path) as other:
+        assert other.stderr is not None
 
         def kill(said: str) -> None:
             if "hosts meet" in said:
-                peer.kill()
+                other.kill()
 
         examined = examine(str(tmp_path), 1, LIMITS, kill)
-        peer.kill()
+        other.kill()
     assert "was there and is gone" in examined.absent
     assert verdict(examined).word == "one host"
     (left,) = os.listdir(tmp_path / ".doctor")
@@ -332,18 +321,14 @@ def test_strange_things_among_doctors_are_nobody(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("phase", ["racing", "looking", "meeting each other"])
 def test_a_peer_that_ends_in_any_phase_has_left(tmp_path: Path, phase: str) -> None:
-    peer = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", "doctor", str(tmp_path), "--peer"],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    with peer:
+    with peer(tmp_path) as other:
 
         def end(said: str) -> None:
             if phase in said:
-                peer.terminate()
+                other.terminate()
 
         examined = examine(str(tmp_path), 1, LIMITS, end)
-        peer.kill()
+        other.kill()
     # We hear of the last phase through a pipe: on a busy machine the peer has done its part by then, and left nobody.
     is_late = phase == "meeting each other" and examined.together is not None
     if not is_late:
@@ -410,11 +395,7 @@ def test_the_command_of_two_hosts_says_one_thing(tmp_path: Path) -> None:
 
 def test_a_doctor_dies_with_its_terminal(tmp_path: Path) -> None:
     """Whoever kills the command with -9 leaves no process behind that goes on writing."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", "doctor", str(tmp_path), "--peer"],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    with process:
+    with peer(tmp_path) as process:
         assert process.stderr is not None
         assert any("waiting for 1 other host" in line for line in process.stderr)
         process.send_signal(signal.SIGKILL)
