@@ -45,6 +45,7 @@ SPOOL_TIMES = {"lease_interval_s": 1.0, "lease_timeout_s": 5.0, "stale_after_s":
 MESSAGES = ("waiting", "claimed", "deferred", "errors", "done")  # states
 LEASE_LOST = re.compile(r"the lease of (\S+) is lost, its claims go back")
 LIST_MAX = 20
+ENDINGS = ("done ", "forward ")  # of a message in one queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,8 +404,9 @@ class Fleet:
                 if queue == "first" and attempt == "1":
                     entered.setdefault(int(number), set()).add(name)
         twice = [number for number, times in finished.items() for _ in range(times - 1)]
-        # The last that each wrote; whoever goes on after that has not crashed with it.
-        last = Counter(int(lines[-1].split()[1]) for lines in journals if lines and lines[-1].startswith("done "))
+        # The last that each wrote; whoever goes on after that has not crashed with it. Who died as he handed it on may
+        # have put it there: it is done there, and once more when it comes from here again.
+        last = Counter(int(lines[-1].split()[1]) for lines in journals if lines and lines[-1].startswith(ENDINGS))
         text, left = self.log, self.look(looker)
         unpublished = sum(kept.pop("tmp", 0) for kept in left.values())
         leases_lost = len(set(LEASE_LOST.findall(text)))  # two keepers may speak of the same
