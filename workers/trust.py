@@ -10,6 +10,7 @@ Our own user and root are trusted, and a group that is our user's alone (as many
 Limits: access lists (ACLs) are seen as far as they show in the mode. It is looked when a queue is opened: whoever lets
 others in later opens it again, as a pool does that is started again. Who may write may always read, change and remove
 messages: no door of ours keeps him from that.
+Long because: which door a queue needs, what is said of it, and what keeps it from being made rest on the same looks.
 See also: anchored; directory, beside, dirq_url and ddmq (whose places these are).
 """
 
@@ -155,6 +156,43 @@ def risks(places: Sequence[Place], uid: int | None = None) -> list[Risk]:
         text = "fs.protected_hardlinks is 0: who may write here can hand over any file of yours (sysctl sets it to 1)"
         found.append(Risk(found[0].path, text))
     return _gathered(found)
+
+
+def obstacles(places: Sequence[Place], uid: int | None = None) -> list[Risk]:
+    """What keeps those of *places* that are not there from being made, by a pool of user *uid* (ourselves)."""
+    who = os.geteuid() if uid is None else uid
+    own = {place.path for place in places}
+    found = []
+    for place in places:
+        in_the_way = (p for p in (place.path, *_parts(place)) if os.path.exists(p) and not os.path.isdir(p))
+        found += [Risk(path, "it is no directory, and there must be one", is_refused=True) for path in in_the_way]
+        parent = os.path.dirname(os.path.abspath(place.path))
+        if parent not in own and not os.path.exists(place.path):
+            found += _obstacles_in(parent, os.path.basename(place.path), who)
+    return _gathered(found)
+
+
+def _obstacles_in(parent: str, name: str, uid: int) -> Iterator[Risk]:
+    try:
+        found = os.stat(parent)
+    except FileNotFoundError:
+        # Not refused: who checks a configuration may do so on another host.
+        text = "it does not exist, and a pool makes only what it needs in it: make it, or mount what belongs there"
+        yield Risk(parent, text)
+    except NotADirectoryError:
+        yield Risk(parent, "it cannot exist, for something above it is no directory", is_refused=True)
+    except OSError:
+        return
+    else:
+        name, mode = shown(name), f"(mode {stat.S_IMODE(found.st_mode):04o})"
+        if not stat.S_ISDIR(found.st_mode):
+            yield Risk(parent, f"it is no directory, and {name} is to be made in it", is_refused=True)
+        elif uid == os.geteuid() and not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
+            # Not refused either: the pool may be another user's.
+            who = _name_of_user(uid)
+            yield Risk(parent, f"{who} may not make {name} in it {mode}: make it, or run the pool as who may")
+        else:
+            yield from _risk_of_parent(parent)
 
 
 def _gathered(found: Sequence[Risk]) -> list[Risk]:

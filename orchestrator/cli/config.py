@@ -29,7 +29,7 @@ from orchestrator.identity import IdentityError, identify
 from orchestrator.logs import escaped
 from workers.queues.names import shown
 from workers.queues.open import places
-from workers.trust import risks
+from workers.trust import obstacles, risks
 
 AFTERWORD = (
     "ORCHESTRATOR_<KEY> in the environment overrides a key of the files, for every queue (not a queue's name, "
@@ -50,7 +50,7 @@ def check(files: tuple[Path, ...]) -> None:
 
     Every error is told at once, with its file and line. Each FILE is looked at alone, the fragments of a
     directory together; for files that belong together: orchestrator config show --config A --config B.
-    Of queues that are there it is said who else may write where their messages lie.
+    Of each queue it is said who else may write where its messages lie, or what keeps it from being made.
     """
     is_fine = True
     for path in files:
@@ -72,9 +72,12 @@ def check(files: tuple[Path, ...]) -> None:
 
 
 def _told_risks(config: Config) -> bool:
-    """Say who else may write where the queues lie, as far as they are there; whether one would be refused."""
+    """Say who else may write where the queues lie, and what keeps them from being made; whether one is refused."""
     uid = _uid_of_daemon(config)
-    found = [(queue.name, risk) for queue in config.queues for risk in risks(places(queue.url, queue.settings()), uid)]
+    found = []
+    for queue in config.queues:
+        where = places(queue.url, queue.settings())
+        found += [(queue.name, risk) for risk in dict.fromkeys([*risks(where, uid), *obstacles(where, uid)])]
     for name, risk in found:
         how = "is refused" if risk.is_refused else "warning"
         click.echo(f"orchestrator: queue {name}: {how}: {escaped(str(risk))}", err=True)

@@ -96,8 +96,8 @@ def test_a_small_bench_measures_ours_and_the_bare_loop_and_leaves_nothing(tmp_pa
 def test_the_table_the_picture_and_the_progress_are_shown(tmp_path: Path) -> None:
     svg = tmp_path / "drawn.svg"
     done = run(
-        "--messages", "3000", "--rounds", "1", "--suite", "throughput,workers,backlog", "--workers", "1,2",
-        "--backlog", "3000,6000", "--peer", "none", "--no-calls", "--picture", str(svg), "--directory", str(tmp_path),
+        "--messages", "1000", "--rounds", "1", "--suite", "throughput,workers,backlog", "--workers", "1,2",
+        "--backlog", "1000,2000", "--peer", "none", "--no-calls", "--picture", str(svg), "--directory", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for words in (
@@ -105,8 +105,8 @@ def test_the_table_the_picture_and_the_progress_are_shown(tmp_path: Path) -> Non
         "split take, 2",
         "ratio",
         "CPU",
-        "3000 messages of 1024 bytes",
-        "pool take, 6000 waiting",
+        "1000 messages of 1024 bytes",
+        "pool take, 2000 waiting",
     ):
         assert words in done.stdout, words
     for words in ("throughput: round 1 of 1", "workers: round 1 of 1", "backlog: round 1 of 1"):

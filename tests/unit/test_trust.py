@@ -19,7 +19,7 @@ from workers import trust
 from workers.anchored import Anchored
 from workers.board import Board
 from workers.dirq import QueueSimple
-from workers.errors import QueueRefused
+from workers.errors import OrchestratorError, QueueRefused
 from workers.keeper import QueueKeeper
 from workers.queues import names
 from workers.queues.base import Consumer
@@ -108,6 +108,45 @@ def test_a_queue_whose_messages_anybody_could_replace_is_refused_by_check_and_by
     with pytest.raises(QueueRefused, match="is refused") as caught:
         opened(url)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", URLS)
+def test_check_says_what_keeps_a_queue_from_being_made(tmp_path: Path, kind: str) -> None:
+    """Where a pool would be refused it is refused; that the directory above is not mounted here is told."""
+    top = tmp_path / "top"
+    url = URLS[kind].format(top)
+    code, output = checked(tmp_path, url)
+    assert (code, "warning" in output, f"{top}" in output, "does not exist" in output) == (0, True, True, True)
+    top.touch()
+    code, output = checked(tmp_path, url)
+    assert (code, "is refused" in output, "fine" in output) == (1, True, False)
+    assert f"{top}" in output
+    top.unlink()
+    top.mkdir()
+    assert checked(tmp_path, url) == (0, f"{tmp_path.with_name('config')}/pool.toml: fine: 1 queue, 2 workers\n")
+    top.chmod(0o777)
+    code, output = checked(tmp_path, url)
+    assert (code, output.count("and so replace the queue in it")) == (0, 1)
+
+
+@pytest.mark.parametrize("kind", URLS)
+def test_check_says_that_a_file_is_in_the_way_of_a_queue(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "root").mkdir()
+    url = URLS[kind].format(tmp_path)
+    Path(url.partition(":")[2]).touch()
+    code, output = checked(tmp_path, url)
+    assert (code, "it is no directory, and there must be one" in output) == (1, True)
+    with pytest.raises(OrchestratorError):
+        opened(url)
+
+
+@pytest.mark.parametrize("kind", ["spool", "dirq"])
+def test_check_warns_that_we_cannot_make_a_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """As on a filesystem that is mounted for reading only: its mode says nothing of that."""
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: path != str(tmp_path))
+    code, output = checked(tmp_path, URLS[kind].format(tmp_path))
+    assert (code, "warning" in output) == (0, True), "the pool may be another user's"
+    assert f"may not make queue in it (mode 0{tmp_path.stat().st_mode & 0o777:o})" in output
 
 
 @pytest.mark.parametrize(("kind", "spoil", "said"), TOLD, ids=[f"{kind}: {said}" for kind, _, said in TOLD])
