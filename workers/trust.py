@@ -32,6 +32,7 @@ from workers.system import System
 
 TOLD_MAX = 10  # directories that one sentence names
 PARTS_MAX = 100  # of the directories that a format makes as it goes, the last ones by name stand for all
+NO_DIRECTORY = "it is no directory, and there must be one"
 HARD_LINKS = "/proc/sys/fs/protected_hardlinks"
 
 
@@ -158,41 +159,59 @@ def risks(places: Sequence[Place], uid: int | None = None) -> list[Risk]:
     return _gathered(found)
 
 
-def obstacles(places: Sequence[Place], uid: int | None = None) -> list[Risk]:
-    """What keeps those of *places* that are not there from being made, by a pool of user *uid* (ourselves)."""
+def obstacles(places: Sequence[Place], uid: int | None = None, *, is_made: bool = True) -> list[Risk]:
+    """
+    What keeps those of *places* that are not there from being made, by a pool of user *uid* (ourselves).
+
+    *is_made*: whether it makes the queue. Nothing of it is refused: who checks may be another user, on another host.
+    """
     who = os.geteuid() if uid is None else uid
-    own = {place.path for place in places}
-    found = []
+    own, found = {place.path for place in places}, []
     for place in places:
-        in_the_way = (p for p in (place.path, *_parts(place)) if os.path.exists(p) and not os.path.isdir(p))
-        found += [Risk(path, "it is no directory, and there must be one", is_refused=True) for path in in_the_way]
-        parent = os.path.dirname(os.path.abspath(place.path))
-        if parent not in own and not os.path.exists(place.path):
-            found += _obstacles_in(parent, os.path.basename(place.path), who)
+        try:
+            os.stat(place.path)
+        except FileNotFoundError:
+            parent = os.path.dirname(os.path.abspath(place.path))
+            is_queue = bool(place.inboxes)  # and not what lies beside it, which a pool always makes
+            if is_queue and not is_made:
+                found.append(Risk(place.path, "it is not there, and this pool makes no queue: make it, or mount it"))
+            elif parent not in own or os.path.isdir(parent):
+                found += _obstacles_in(parent, who, is_told=parent in own)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "no path can be called so"
+            found.append(Risk(place.path, f"it cannot be looked at: {why}"))
     return _gathered(found)
 
 
-def _obstacles_in(parent: str, name: str, uid: int) -> Iterator[Risk]:
+def _obstacles_in(parent: str, uid: int, *, is_told: bool) -> Iterator[Risk]:
+    """*is_told*: what others may do there."""
     try:
         found = os.stat(parent)
     except FileNotFoundError:
-        # Not refused: who checks a configuration may do so on another host.
         text = "it does not exist, and a pool makes only what it needs in it: make it, or mount what belongs there"
         yield Risk(parent, text)
-    except NotADirectoryError:
-        yield Risk(parent, "it cannot exist, for something above it is no directory", is_refused=True)
-    except OSError:
-        return
+    except OSError as error:
+        yield Risk(parent, f"it cannot be looked at: {error.strerror}")
     else:
-        name, mode = shown(name), f"(mode {stat.S_IMODE(found.st_mode):04o})"
-        if not stat.S_ISDIR(found.st_mode):
-            yield Risk(parent, f"it is no directory, and {name} is to be made in it", is_refused=True)
-        elif uid == os.geteuid() and not os.access(parent, os.W_OK | os.X_OK, effective_ids=True):
-            # Not refused either: the pool may be another user's.
-            who = _name_of_user(uid)
-            yield Risk(parent, f"{who} may not make {name} in it {mode}: make it, or run the pool as who may")
-        else:
+        if not _may_make_in(parent, found, uid):
+            mode = f"(mode {stat.S_IMODE(found.st_mode):04o})"
+            text = f"user {_name_of_user(uid)} may not make what is missing in it {mode}: make it, or let that user"
+            yield Risk(parent, text)
+        elif not is_told:
             yield from _risk_of_parent(parent)
+
+
+def _may_make_in(path: str, found: os.stat_result, uid: int) -> bool:
+    """Whether user *uid* may make something in the directory *path*; of another than we are its mode says so."""
+    if uid in (os.geteuid(), 0):
+        return os.access(path, os.W_OK | os.X_OK, effective_ids=True)
+    try:
+        user = pwd.getpwuid(uid)
+        groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    except (KeyError, OSError):
+        groups = []
+    shift = 6 if found.st_uid == uid else 3 if found.st_gid in groups else 0
+    return (found.st_mode >> shift) & 0o3 == 0o3
 
 
 def _gathered(found: Sequence[Risk]) -> list[Risk]:
@@ -213,7 +232,15 @@ def _and_of(paths: Sequence[str]) -> str:
 def _risks_of(place: Place, uid: int, *, is_top: bool) -> Iterator[Risk]:
     try:
         own = os.stat(place.path)
+    except NotADirectoryError:
+        yield Risk(place.path, "something above it is no directory", is_refused=True)
+        return
     except (OSError, ValueError):
+        if os.path.islink(place.path):
+            yield Risk(place.path, "it is a symbolic link that leads nowhere", is_refused=True)
+        return
+    if not stat.S_ISDIR(own.st_mode):
+        yield Risk(place.path, NO_DIRECTORY, is_refused=True)
         return
     if is_top:
         yield from _risk_of_parent(os.path.dirname(place.path))
@@ -232,6 +259,8 @@ def _risks_of(place: Place, uid: int, *, is_top: bool) -> Iterator[Risk]:
                 yield Risk(path, text, is_refused=True)
             is_inbox = os.path.basename(path) in place.inboxes or (place.is_deep and "." in place.inboxes)
             yield from _risk_of(path, found, uid, is_inbox=is_inbox)
+        else:
+            yield Risk(path, NO_DIRECTORY, is_refused=True)
 
 
 def _risk_of_parent(path: str) -> Iterator[Risk]:

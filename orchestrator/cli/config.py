@@ -76,8 +76,9 @@ def _told_risks(config: Config) -> bool:
     uid = _uid_of_daemon(config)
     found = []
     for queue in config.queues:
-        where = places(queue.url, queue.settings())
-        found += [(queue.name, risk) for risk in dict.fromkeys([*risks(where, uid), *obstacles(where, uid)])]
+        where, is_made = places(queue.url, queue.settings()), queue.create and not queue.url.startswith("set:")
+        told = [*risks(where, uid), *obstacles(where, uid, is_made=is_made)]
+        found += [(queue.name, risk) for risk in dict.fromkeys(told)]
     for name, risk in found:
         how = "is refused" if risk.is_refused else "warning"
         click.echo(f"orchestrator: queue {name}: {how}: {escaped(str(risk))}", err=True)

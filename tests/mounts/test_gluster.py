@@ -86,5 +86,7 @@ def test_nothing_is_lost_while_a_server_is_gone(volume: Cluster, protocol: Proto
         print(f"\nGlusterFS, {protocol}: {counts}")  # noqa: T201 - the figures
         left = {queue: found for queue, kept in counts.left.items() if (found := kept.keys() - {"leases"})}
         assert not left, counts.left
-        assert len(counts.twice) <= counts.crashes + BROUGHT_BACK_MAX * counts.happened["servers back"], counts
+        brought_back_max = BROUGHT_BACK_MAX * counts.happened["servers back"]
+        assert len(counts.unexplained) <= brought_back_max, counts
+        assert len(counts.twice) <= counts.crashes + brought_back_max, counts
         replace(counts, torn=0, left={}, twice=[], unexplained=[]).check(may_stall=True)

@@ -160,6 +160,26 @@ def test_what_a_killed_keeper_tried_the_place_with_is_removed_and_nothing_else_t
     assert [os.listdir(place) for place in places] == 3 * [[".probe.strange"]]
 
 
+@pytest.mark.parametrize("call", ["lstat", "listdir", "rmdir"])
+def test_of_two_keepers_that_sweep_a_probe_one_removes_it(make, monkeypatch, call):
+    """The other goes on with its round."""
+    pool = make()
+    probe = beside(pool, "errors") / ".probe.8899aabbccddeeff"
+    probe.mkdir()
+    pool.rounds(9, every_s=10)
+    real, taken = getattr(pool.keeper_system, call), []
+
+    def late(path, *arguments, **more):
+        if path == str(probe) and probe.exists():
+            taken.append(path)
+            probe.rmdir()
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(pool.keeper_system, call, late)
+    assert pool.rounds(30, every_s=10).temporary == 0
+    assert taken
+
+
 def test_a_paused_queue_is_paused_for_every_host_and_what_is_in_hand_is_finished(make):
     pool, other = make(host="one"), make(host="two")
     put(pool)

@@ -25,7 +25,7 @@ from workers.queues import names
 from workers.queues.base import Consumer
 from workers.queues.open import open_queue
 from workers.system import SYSTEM, System
-from workers.trust import Place, guarded, risks
+from workers.trust import Place, guarded, obstacles, risks
 
 URLS = {
     "spool": "spool:{}/queue",
@@ -112,15 +112,18 @@ def test_a_queue_whose_messages_anybody_could_replace_is_refused_by_check_and_by
 
 @pytest.mark.parametrize("kind", URLS)
 def test_check_says_what_keeps_a_queue_from_being_made(tmp_path: Path, kind: str) -> None:
-    """Where a pool would be refused it is refused; that the directory above is not mounted here is told."""
+    """What may be otherwise on the pool's host is told; that a file is in the way is refused."""
     top = tmp_path / "top"
     url = URLS[kind].format(top)
     code, output = checked(tmp_path, url)
-    assert (code, "warning" in output, f"{top}" in output, "does not exist" in output) == (0, True, True, True)
+    assert (code, "warning" in output, f"{top}: it does not exist" in output) == (0, True, True)
+    top.symlink_to(top)
+    code, output = checked(tmp_path, url)
+    assert (code, "it cannot be looked at" in output) == (0, True)
+    top.unlink()
     top.touch()
     code, output = checked(tmp_path, url)
-    assert (code, "is refused" in output, "fine" in output) == (1, True, False)
-    assert f"{top}" in output
+    assert (code, "something above it is no directory" in output, "fine" in output) == (1, True, False)
     top.unlink()
     top.mkdir()
     assert checked(tmp_path, url) == (0, f"{tmp_path.with_name('config')}/pool.toml: fine: 1 queue, 2 workers\n")
@@ -130,7 +133,7 @@ def test_check_says_what_keeps_a_queue_from_being_made(tmp_path: Path, kind: str
 
 
 @pytest.mark.parametrize("kind", URLS)
-def test_check_says_that_a_file_is_in_the_way_of_a_queue(tmp_path: Path, kind: str) -> None:
+def test_a_file_in_the_way_of_a_queue_is_refused_by_check_and_by_a_pool(tmp_path: Path, kind: str) -> None:
     (tmp_path / "root").mkdir()
     url = URLS[kind].format(tmp_path)
     Path(url.partition(":")[2]).touch()
@@ -140,13 +143,50 @@ def test_check_says_that_a_file_is_in_the_way_of_a_queue(tmp_path: Path, kind: s
         opened(url)
 
 
-@pytest.mark.parametrize("kind", ["spool", "dirq"])
+def test_so_is_one_in_the_way_of_a_directory_of_a_queue_and_a_link_to_nothing(tmp_path: Path) -> None:
+    url = made(tmp_path, "spool")
+    (tmp_path / "queue/done").touch()
+    assert "done: it is no directory, and there must be one" in checked(tmp_path, url)[1]
+    with pytest.raises(QueueRefused, match="done: it is no directory"):
+        opened(url)
+    (tmp_path / "link").symlink_to("nowhere")
+    code, output = checked(tmp_path, f"spool:{tmp_path}/link")
+    assert (code, "leads nowhere" in output) == (1, True)
+    with pytest.raises(OrchestratorError):
+        opened(f"spool:{tmp_path}/link")
+
+
+@pytest.mark.parametrize("kind", URLS)
 def test_check_warns_that_we_cannot_make_a_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """As on a filesystem that is mounted for reading only: its mode says nothing of that."""
-    monkeypatch.setattr(os, "access", lambda path, mode, **_: path != str(tmp_path))
+    (tmp_path / "root").mkdir()
+    where = tmp_path / "root" if kind == "ddmq" else tmp_path
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: path != str(where))
     code, output = checked(tmp_path, URLS[kind].format(tmp_path))
-    assert (code, "warning" in output) == (0, True), "the pool may be another user's"
-    assert f"may not make queue in it (mode 0{tmp_path.stat().st_mode & 0o777:o})" in output
+    assert (code, output.count("warning")) == (0, 1), "the pool may be another user's"
+    assert f"{where}: user {pwd.getpwuid(os.geteuid()).pw_name} may not make what is missing in it" in output
+
+
+@needs_root
+def test_check_warns_that_the_daemons_user_cannot_make_a_queue(tmp_path: Path) -> None:
+    where = [Place(str(tmp_path / "queue"), inboxes=("incoming",))]
+    tmp_path.chmod(0o755)
+    (told,) = obstacles(where, NOBODY)
+    assert "may not make what is missing in it (mode 0755)" in told.text
+    os.chown(tmp_path, NOBODY, -1)
+    assert obstacles(where, NOBODY) == []
+    os.chown(tmp_path, 0, pwd.getpwuid(NOBODY).pw_gid)
+    tmp_path.chmod(0o775)
+    assert obstacles(where, NOBODY) == []
+
+
+def test_check_says_of_a_queue_that_no_pool_makes_that_it_is_not_there(tmp_path: Path) -> None:
+    code, output = checked(tmp_path, f"set:spool:{tmp_path}/one,dirq:{tmp_path}/two")
+    assert (code, output.count("this pool makes no queue")) == (0, 1)
+    assert f"{tmp_path}/one" in output
+    assert f"{tmp_path}/two" in output
+    with pytest.raises(OrchestratorError):
+        opened(f"set:spool:{tmp_path}/one,dirq:{tmp_path}/two")
 
 
 @pytest.mark.parametrize(("kind", "spoil", "said"), TOLD, ids=[f"{kind}: {said}" for kind, _, said in TOLD])

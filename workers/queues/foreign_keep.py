@@ -390,9 +390,12 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
         """See OwnersKeeper._remove_probe: a file or an empty directory, as an element of the queue is."""
         if not self._system.is_directory(path):
             self._remove_older(path, age_s, kept)
-        elif self._is_older(path, age_s) and not self._system.listdir(path):
-            self._system.rmdir(path)
-            kept.temporary += 1
+            return
+        # RACE: the keeper of another pool sweeps it, too. See test_of_two_keepers_that_sweep_a_probe_one_removes_it.
+        with contextlib.suppress(FileNotFoundError):
+            if self._is_older(path, age_s) and not self._system.listdir(path):
+                self._system.rmdir(path)
+                kept.temporary += 1
 
     # ---- leaving
 
