@@ -173,7 +173,7 @@ def absolute_url(url: str, directory: str | None) -> str:
             raise ValueError(f"must be null: with nothing behind the colon, not {shown(url)}")
         return "null:"
     if scheme == "set":
-        return "set:" + ",".join(absolute_url(member, directory) for member in split_set(path))
+        return _absolute_set(path, directory)
     if scheme == "mqueue":
         if not MQUEUE.match(split_options(path)[0]):
             raise ValueError(
@@ -194,6 +194,13 @@ def absolute_url(url: str, directory: str | None) -> str:
     if scheme == "ddmq" and len(parts) < 2:
         raise ValueError(f"must be ddmq:ROOT/QUEUE, not {shown(url)}")
     return f"{scheme}:/" + "/".join(parts) + mark + options
+
+
+def _absolute_set(path: str, directory: str | None) -> str:
+    members = [absolute_url(member, directory) for member in split_set(path)]
+    if strangers := [member for member in members if member.partition(":")[0] not in WITH_OPTIONS]:
+        raise ValueError(f"is a set of dirq: and dirq-simple: queues, so {shown(strangers[0])} cannot be in it")
+    return "set:" + ",".join(members)
 
 
 def base_name(url: str) -> str:

@@ -52,8 +52,8 @@ log = logging.getLogger(__name__)
 # The table in OPERATIONS.md is checked against this one.
 SIGNALS = {
     signal.SIGINT: "drain",  # finish what is in hand, at most stop_timeout; the third one: at once
-    signal.SIGTERM: "quick",  # what is in hand gets term_timeout, then goes back unburnt
-    signal.SIGQUIT: "now",  # kill at once; claims go back unburnt
+    signal.SIGTERM: "quick",  # what is in hand gets term_timeout, then goes back uncounted
+    signal.SIGQUIT: "now",  # kill at once; claims go back uncounted
     signal.SIGHUP: "reload",  # read the configuration again; a bad one is logged, the old one stays
     signal.SIGTTIN: "more",  # one worker more for each queue
     signal.SIGTTOU: "fewer",  # one worker less for each queue
@@ -467,7 +467,7 @@ class Master:
         self._stop(EXIT_FINE, lambda pool, now_s: pool.quick(now_s))
 
     def now(self) -> None:
-        """QUIT: kill; what is in hand goes back unburnt."""
+        """QUIT: kill; what is in hand goes back uncounted."""
         log.info("stopping at once: what is in hand goes back")
         self._is_hurried = True
         self._stop(EXIT_FINE, lambda pool, _: pool.kill_now())

@@ -47,7 +47,7 @@ from workers.board import (
 )
 from workers.errors import HandlerError, OrchestratorError, QueueMissing, QueueRefused, QueueUnavailable
 from workers.handler import Handler, resolve
-from workers.handlers.command import Command
+from workers.handlers.command import command_handler
 from workers.handlers.onward import Onward
 from workers.keeper import Leave, Measure, QueueKeeper, Release
 from workers.queues.base import Claimable, Consumer, Queue
@@ -83,7 +83,7 @@ def handler_of(queue: QueueConfig, stats_interval_s: float = 300.0) -> Handler:
             stats_interval_s=stats_interval_s,
         )
     if queue.command is not None:
-        return Command(queue.command, shell=queue.shell)
+        return command_handler(queue.command, shell=queue.shell)
     if queue.forward is not None:
         return Onward(queue.forward)
     assert queue.handler is not None  # noqa: S101 - the configuration has one of the four

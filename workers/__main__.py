@@ -25,7 +25,7 @@ import sys
 from workers.board import W, WorkerState
 from workers.errors import OrchestratorError
 from workers.handler import Handler, resolve
-from workers.handlers.command import Command
+from workers.handlers.command import command_handler
 from workers.keeper import attach_alone
 from workers.queues.base import Settings
 from workers.queues.names import shown
@@ -69,7 +69,9 @@ def _handler(arguments: argparse.Namespace) -> Handler:
         from workers.piper import Piper, component_of  # noqa: PLC0415 - only who has components needs them
 
         return Piper([component_of(use, {}) for use in arguments.component])
-    return Command(arguments.command, shell=arguments.shell) if arguments.command else resolve(arguments.handler)
+    if arguments.command:
+        return command_handler(arguments.command, shell=arguments.shell)
+    return resolve(arguments.handler)
 
 
 class _Lines(logging.Formatter):

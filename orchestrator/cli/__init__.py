@@ -56,7 +56,8 @@ COMMANDS = {
     "mqueue": Entry("orchestrator.cli.mqueue:mqueue", "Work on a POSIX message queue of the kernel."),
     "status": Entry("orchestrator.cli.pool:status", "Show what the running pools are doing."),
     "stop": Entry(
-        "orchestrator.cli.pool:stop", "Stop a pool quickly; what is in hand gets term_timeout, then goes back unburnt."
+        "orchestrator.cli.pool:stop",
+        "Stop a pool quickly: what is in hand gets term_timeout, then goes back.",
     ),
     "drain": Entry(
         "orchestrator.cli.pool:drain", "Stop a pool when what is in hand is finished, at most stop_timeout."

@@ -27,6 +27,7 @@ from orchestrator.config_toml import written, written_key
 from orchestrator.config_values import duration_text
 from orchestrator.identity import IdentityError, identify
 from orchestrator.logs import escaped
+from workers.handlers.command import missing_program
 from workers.queues.names import shown
 from workers.queues.open import places
 from workers.trust import obstacles, risks
@@ -50,7 +51,8 @@ def check(files: tuple[Path, ...]) -> None:
 
     Every error is told at once, with its file and line. Each FILE is looked at alone, the fragments of a
     directory together; for files that belong together: orchestrator config show --config A --config B.
-    Of each queue it is said who else may write where its messages lie, or what keeps it from being made.
+    Of each queue it is said who else may write where its messages lie, or what keeps it from being made,
+    and which program or user is not known here.
     """
     is_fine = True
     for path in files:
@@ -63,12 +65,27 @@ def check(files: tuple[Path, ...]) -> None:
             for warning in config.warnings:
                 click.echo(f"orchestrator: {escaped(warning)}", err=True)
             queues, workers = _count(len(config.queues), "queue"), _count(config.workers, "worker")
+            for text in _absent(config):
+                click.echo(f"orchestrator: {escaped(text)}", err=True)
             refused = _told_risks(config)
             is_fine = is_fine and not refused
             if not refused:
                 click.echo(f"{shown(str(path))}: fine: {queues}, {workers}")
     if not is_fine:
         sys.exit(1)
+
+
+def _absent(config: Config) -> Iterator[str]:
+    """What the configuration names and this host does not have; the pool's host may."""
+    for queue in config.queues:
+        # A relative path begins where the pool will stand.
+        if queue.command is not None and (queue.shell or "/" not in queue.command[0] or queue.command[0][0] == "/"):
+            why = missing_program(queue.command, shell=queue.shell)
+            yield from [f"queue {queue.name}: warning: {why}"] if why else []
+    try:
+        identify(config.daemon.user, config.daemon.group)
+    except IdentityError as error:
+        yield f"warning: [daemon] {error}"
 
 
 def _told_risks(config: Config) -> bool:

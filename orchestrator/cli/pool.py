@@ -83,7 +83,7 @@ def status(name: str | None, run_dir: Path, is_json: bool) -> None:
 @pool_options
 @timeout_option
 def stop(name: str | None, run_dir: Path, timeout_s: float) -> None:
-    """Stop a pool quickly; what is in hand gets term_timeout, then goes back unburnt."""
+    """Stop a pool quickly: what is in hand gets term_timeout, then goes back."""
     _end(rundir.find(run_dir, name), signal.SIGTERM, timeout_s)
 
 
@@ -222,7 +222,8 @@ def _print_pool(pool: dict[str, object]) -> None:
 
 def _title(queue: dict[str, object]) -> str:
     depth = _counts(queue["depth"])
-    counts = ", ".join(f"{depth[state]} {state}" for state in ("waiting", "claimed", "deferred", "errors"))
+    shown_states = ("waiting", "claimed", "deferred", "errors", *(["ignored"] if depth["ignored"] else []))
+    counts = ", ".join(f"{depth[state]} {state}" for state in shown_states)
     notes = [str(queue["state"])]
     noted = (("paused", "paused"), ("output_full", "output full"), ("backed_off", "backed off"))
     notes += [word for key, word in noted if queue[key]]

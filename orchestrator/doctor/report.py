@@ -34,11 +34,17 @@ def as_json(examined: Examined, found: Verdict) -> dict[str, object]:
         "verdict": found.word,
         "sentence": found.sentence,
         "hosts": named([host.id for host in examined.hosts]),
-        "findings": [{key: text for key, text in asdict(one).items() if key != "because"} for one in found.findings],
+        "findings": [_plain(one) for one in found.findings],
         "settings": [{"key": one.key, "value": one.value, "reason": one.reason} for one in found.settings],
         "toml": found.toml,
         "facts": examined.model_dump(mode="json"),
     }
+
+
+def _plain(one: Finding) -> dict[str, str]:
+    plain = {key: text for key, text in asdict(one).items() if key != "because"}
+    # What would have been the matter is nothing to say of what is well.
+    return plain | {"why": "", "do": ""} if one.level == "ok" else plain
 
 
 def show(examined: Examined, found: Verdict, console: Console) -> None:

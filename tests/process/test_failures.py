@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
+
+import pytest
 
 from tests.process.pools import HANDLERS, Pools, drop, files, is_empty, make_queue, marks, metas
 from tests.waiting import until
@@ -115,9 +118,10 @@ def test_code_that_cannot_start_backs_off_and_burns_no_message(pools: Pools, que
     assert pool.end() == 0
 
 
-def test_until_empty_gives_up_on_code_that_cannot_start(pools: Pools, queue: Path) -> None:
+@pytest.mark.parametrize("words", [("--handler", "shop:handle"), ("--", "no-such-program", "{path}")], ids=str)
+def test_until_empty_gives_up_on_code_that_cannot_start(pools: Pools, queue: Path, words: Sequence[str]) -> None:
     drop(queue, "one", b"x")
-    pool = pools.start(str(queue), "--workers", "2", "--until-empty", "--handler", "shop:handle")
+    pool = pools.start(str(queue), "--workers", "2", "--until-empty", *words)
     assert pool.wait() == 1
     assert "workers die before they finish a message" in pool.log
     assert [path.name for path in files(queue, "incoming")] == ["one"]

@@ -460,6 +460,9 @@ def test_status_shows_queues_and_workers_and_no_markup_of_a_name(tmp_path: Path)
         assert "queue [bold]in: " in text
         assert "0 waiting, 0 claimed, 0 deferred, 0 errors; arrivals: poll" in text
         assert "\x1b" not in text
+        board.queues[number].words[Q.IGNORED] = 3
+        text = " ".join(ran("status", "--run-dir", str(tmp_path)).stdout.split())
+        assert "0 errors, 3 ignored; arrivals: poll" in text
 
 
 def test_status_of_a_dead_master_shows_its_last_word_and_fails(tmp_path: Path) -> None:

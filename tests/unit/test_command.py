@@ -197,6 +197,20 @@ def test_a_program_that_is_missing_or_not_executable_fails_with_a_sentence(make:
     assert "does the interpreter in its first line exist?" in str(failure(Command([str(script)]), make()))
 
 
+def test_a_program_that_is_missing_at_the_start_is_refused_before_any_message(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.touch()
+    for name, why in (
+        ("no-such-program", "No such file"), (str(script), "Permission denied"), (str(tmp_path), "Permission denied"),
+    ):  # fmt: skip
+        with pytest.raises(HandlerError, match=f"cannot run {name}: {why}"):
+            command_handler([name, "{path}"])
+    script.chmod(0o755)
+    for argv in ([str(script)], ["true"], ["{path}"]):
+        command_handler(argv)
+    command_handler(["no-such-program {path}"], shell=True)  # noqa: S604 - what is in a text only the shell knows
+
+
 @pytest.mark.parametrize("argv", [[], [""], ["a\0b"], ["\ud800"], "true"])
 def test_what_can_be_no_command_is_refused_at_once(argv: list[str]) -> None:
     with pytest.raises(HandlerError, match="command"):

@@ -753,8 +753,8 @@ def test_each_queue_of_a_set_is_made_absolute():
     expected = "dirq-simple:/base/a,dirq:/base/b?schema=body:string,header:table?,dirq-simple:/c?granularity=5"
     assert url == f"set:{expected}"
     assert absolute_url(url, None) == url
-    for wrong in ("set:", "set:dirq:", "set:dirq:/a,dirq:", "set:dirq:a", "set:redis:/a"):
-        with pytest.raises(ValueError, match=r"must|unknown scheme"):
+    for wrong in ("set:", "set:dirq:", "set:dirq:/a,dirq:", "set:dirq:a", "set:redis:/a", "set:dirq:/a,spool:/b"):
+        with pytest.raises(ValueError, match=r"must|unknown scheme|cannot be in it"):
             absolute_url(wrong, None)
 
 

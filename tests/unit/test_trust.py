@@ -180,13 +180,27 @@ def test_check_warns_that_the_daemons_user_cannot_make_a_queue(tmp_path: Path) -
     assert obstacles(where, NOBODY) == []
 
 
+def test_check_warns_of_a_program_and_a_user_that_are_not_known_here(tmp_path: Path) -> None:
+    config = tmp_path / "pool.toml"
+    config.write_text(
+        '[daemon]\nuser = "no-such-user"\n'
+        f'[[queue]]\nname = "in"\nurl = "{tmp_path}/in"\ncommand = ["no-such-program", "{{path}}"]\n'
+        f'[[queue]]\nname = "here"\nurl = "{tmp_path}/here"\ncommand = ["bin/relative", "{{path}}"]\n'
+    )
+    result = CliRunner().invoke(check, [str(config)])
+    assert result.exit_code == 0
+    assert "queue in: warning: cannot run no-such-program: No such file" in result.output
+    assert "warning: [daemon] there is no user no-such-user" in result.output
+    assert "relative" not in result.output
+
+
 def test_check_says_of_a_queue_that_no_pool_makes_that_it_is_not_there(tmp_path: Path) -> None:
-    code, output = checked(tmp_path, f"set:spool:{tmp_path}/one,dirq:{tmp_path}/two")
+    code, output = checked(tmp_path, f"set:dirq-simple:{tmp_path}/one,dirq:{tmp_path}/two")
     assert (code, output.count("this pool makes no queue")) == (0, 1)
     assert f"{tmp_path}/one" in output
     assert f"{tmp_path}/two" in output
     with pytest.raises(OrchestratorError):
-        opened(f"set:spool:{tmp_path}/one,dirq:{tmp_path}/two")
+        opened(f"set:dirq-simple:{tmp_path}/one,dirq:{tmp_path}/two")
 
 
 @pytest.mark.parametrize(("kind", "spoil", "said"), TOLD, ids=[f"{kind}: {said}" for kind, _, said in TOLD])

@@ -31,13 +31,14 @@ retry), tests/unit/test_command.py.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 
 from workers.errors import HandlerError, OrchestratorError
-from workers.handlers.program import ProgramError, run, signal_name, text_of
+from workers.handlers.program import ProgramError, run, signal_name, text_of, why_not_run
 from workers.handlers.shell_text import IN_SHELL, PLACEHOLDER, refusal
 from workers.message import Done, Message, Outcome, Retry
 from workers.queues.names import shown
@@ -160,8 +161,26 @@ class Command:
 
 
 def command_handler(argv: Sequence[str], *, shell: bool = False) -> Command:
-    """The handler for a command line as the configuration or the operator gives it. Raises HandlerError."""
-    return Command(argv, shell=shell)
+    """
+    The handler for a command line as the configuration or the operator gives it.
+
+    Raises HandlerError, also when there is no such program now: no message need be the one that finds that out.
+    """
+    found = Command(argv, shell=shell)
+    if (why := missing_program(argv, shell=shell)) is not None:
+        raise HandlerError(why)
+    return found
+
+
+def missing_program(argv: Sequence[str], *, shell: bool = False) -> str | None:
+    """Why the program of *argv* cannot be found here, in one sentence; None where it can, or a message names it."""
+    import shutil  # noqa: PLC0415 - 10 ms that only who runs programs has to wait for
+
+    program = SHELL if shell else argv[0]
+    if PLACEHOLDER.search(program) or shutil.which(program) is not None:
+        return None
+    code = errno.EACCES if os.path.exists(program) else errno.ENOENT
+    return why_not_run(program, OSError(code, os.strerror(code)))
 
 
 def _open_regular(path: str) -> int:

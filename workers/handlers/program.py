@@ -166,7 +166,7 @@ def _start(
             preexec_fn=lambda: _become_program(parent),  # noqa: PLW1509 - a worker has no other threads when it forks
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise ProgramError(_why_not_run(argv[0], error)) from error
+        raise ProgramError(why_not_run(argv[0], error)) from error
 
 
 def _status(pid: int, program: str) -> int:
@@ -247,7 +247,8 @@ def _read_rest(fd: int, output: Output) -> None:
         size += len(part)
 
 
-def _why_not_run(program: str, error: Exception) -> str:
+def why_not_run(program: str, error: Exception) -> str:
+    """Why *program* could not be started, and what to do, in one sentence."""
     hints: dict[type[Exception], str] = {
         FileNotFoundError: "Is it installed and in PATH, and does the interpreter in its first line exist?",
         PermissionError: "It must be a file that the worker's user may execute (chmod +x).",

@@ -313,6 +313,7 @@ class ForeignKeeper(OwnersKeeper, Generic[HandT]):
         self._system.fsync_directory(self._beside.errors)
         self._beside.forget_count(name)
         kept.crash_limit += 1
+        self._tell_end(name, reason)
         facts: Facts = {"attempts": counts.attempts, "crashes": counts.crashes, "reason": reason}
         facts |= facts_of_death(death, name, self._enqueued_s(held), self._system.wall_ns() / 1e9)
         self._foreign.write_meta(file, facts | {"queue": self._foreign.url})

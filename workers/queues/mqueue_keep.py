@@ -181,6 +181,7 @@ class MqueueKeeper(OwnersKeeper):
 
     def _to_errors(self, receive: Receive, counts: Counts, reason: str, death: Death, kept: Kept) -> None:
         kept.crash_limit += 1
+        self._tell_end(name_of(receive.body(), receive.priority), reason)
         at_s = receive.received_ns / 1e9 if receive.received_ns else None
         now_s = self._system.wall_ns() / 1e9
         facts: Facts = facts_of_death(death, name_of(receive.body(), receive.priority), at_s, now_s)

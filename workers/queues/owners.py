@@ -216,6 +216,10 @@ class OwnersKeeper(Keeper):
                 raise
             self._say_once(path, f"cannot be moved and stays: {error.strerror}")
 
+    def _tell_end(self, name: str, reason: str) -> None:
+        """Log that message *name* goes to errors/, which nobody else says: its worker is gone."""
+        log.warning("%s: %s goes to errors/: %s", self._url, names.shown(name), reason)
+
     def _say_once(self, path: str, what: str) -> None:
         """Log *what* is with *path*, if it was not said before."""
         if path not in self._named and len(self._named) < NAMED_MAX:

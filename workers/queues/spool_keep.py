@@ -201,6 +201,7 @@ class SpoolKeeper(OwnersKeeper):
             # A poison message is counted as such only when its place in errors/ is durable.
             self._system.fsync_directory(self._directory.errors)
             kept.crash_limit += 1
+            self._tell_end(mark.name, reason)
             facts: Facts = {"attempts": attempts, "crashes": crashes, "reason": reason, "queue": self._spool.url}
             facts |= facts_of_death(death, mark.name, names.enqueued_at(mark.name), self._system.wall_ns() / 1e9)
             self._spool.write_meta(name, facts)
