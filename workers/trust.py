@@ -178,8 +178,10 @@ def obstacles(places: Sequence[Place], uid: int | None = None, *, is_made: bool 
             elif parent not in own or os.path.isdir(parent):
                 found += _obstacles_in(parent, who, is_told=parent in own)
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or "no path can be called so"
-            found.append(Risk(place.path, f"it cannot be looked at: {why}"))
+            # What is refused by risks() needs no second sentence.
+            if not (isinstance(error, NotADirectoryError) or os.path.islink(place.path)):
+                why = getattr(error, "strerror", None) or "no path can be called so"
+                found.append(Risk(place.path, f"it cannot be looked at: {why}"))
     return _gathered(found)
 
 
@@ -203,8 +205,10 @@ def _obstacles_in(parent: str, uid: int, *, is_told: bool) -> Iterator[Risk]:
 
 def _may_make_in(path: str, found: os.stat_result, uid: int) -> bool:
     """Whether user *uid* may make something in the directory *path*; of another than we are its mode says so."""
-    if uid in (os.geteuid(), 0):
+    if uid == os.geteuid():
         return os.access(path, os.W_OK | os.X_OK, effective_ids=True)
+    if uid == 0:
+        return True
     try:
         user = pwd.getpwuid(uid)
         groups = os.getgrouplist(user.pw_name, user.pw_gid)

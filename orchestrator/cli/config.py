@@ -78,14 +78,19 @@ def check(files: tuple[Path, ...]) -> None:
 def _absent(config: Config) -> Iterator[str]:
     """What the configuration names and this host does not have; the pool's host may."""
     for queue in config.queues:
-        # A relative path begins where the pool will stand.
-        if queue.command is not None and (queue.shell or "/" not in queue.command[0] or queue.command[0][0] == "/"):
-            why = missing_program(queue.command, shell=queue.shell)
-            yield from [f"queue {queue.name}: warning: {why}"] if why else []
+        if queue.command is None or (not queue.shell and _is_relative(queue.command[0])):
+            continue
+        if (why := missing_program(queue.command, shell=queue.shell)) is not None:
+            yield f"queue {queue.name}: warning: {why}"
     try:
         identify(config.daemon.user, config.daemon.group)
     except IdentityError as error:
         yield f"warning: [daemon] {error}"
+
+
+def _is_relative(program: str) -> bool:
+    """Whether it is a path that begins where the pool will stand."""
+    return "/" in program and not os.path.isabs(program)
 
 
 def _told_risks(config: Config) -> bool:

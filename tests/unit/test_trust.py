@@ -124,6 +124,7 @@ def test_check_says_what_keeps_a_queue_from_being_made(tmp_path: Path, kind: str
     top.touch()
     code, output = checked(tmp_path, url)
     assert (code, "something above it is no directory" in output, "fine" in output) == (1, True, False)
+    assert "warning" not in output, "it is told once"
     top.unlink()
     top.mkdir()
     assert checked(tmp_path, url) == (0, f"{tmp_path.with_name('config')}/pool.toml: fine: 1 queue, 2 workers\n")
