@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import signal_elsewhere
 from workers.errors import HandlerError
 from workers.handlers import program
 from workers.handlers.command import Command, CommandFailed, command_handler
@@ -349,6 +350,26 @@ def test_whatever_is_raised_while_waiting_ends_the_group_first(make: Make) -> No
     assert told[1:] == [0]
     with pytest.raises(ProcessLookupError):
         os.kill(told[0], 0)
+
+
+def test_a_signal_that_ends_no_wait_is_noticed_while_the_program_runs(make: Make) -> None:
+    """As one that comes between the interpreter's last look and the wait; here it goes to another thread."""
+    message = make()
+
+    def tell(group: int) -> None:
+        if group:
+            signal_elsewhere(signal.SIGUSR1)
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    message.on_child = tell
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(Interrupted):
+            Command(["sleep", "1000"])(message)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_signal_during_the_start_is_handled_once_and_by_the_worker(make: Make) -> None:

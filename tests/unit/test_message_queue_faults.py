@@ -27,7 +27,7 @@ from types import ModuleType
 import pytest
 
 from tests.rig_mq import ROOT, Moved, names
-from tests.waiting import until
+from tests.waiting import signal_elsewhere, until
 from workers import message_queue, message_queue_tool
 from workers.message_queue import (
     InvalidParametersError,
@@ -199,6 +199,15 @@ def test_B3_of_a_line_that_is_too_long_only_the_beginning_is_kept(
         monkeypatch.setattr(message_queue_tool, "STDIN", file.fileno())
         found = list(message_queue_tool._lines(b"\n", 10, signals))
     assert found == [(b"x" * 10, 3 * message_queue_tool.READ_SIZE), (b"y", 1), (b"z" * 10, 11)]
+
+
+def test_a_signal_that_comes_before_the_wait_ends_it() -> None:
+    """One that comes between the interpreter's last look and the wait ends no wait; nor does one of another thread."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading), os.fdopen(writing, "wb"), message_queue_tool.Signals() as signals:
+        signal_elsewhere(signal.SIGTERM)
+        with pytest.raises(message_queue_tool.Leave):
+            signals.wait(reading, select.POLLIN)
 
 
 # ---- B4: a consumer's death
