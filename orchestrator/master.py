@@ -481,12 +481,18 @@ class Master:
         now_s = time.monotonic()
         self._runlog.mark("process", "stop")
         self._runlog.mark("teardown", "start")
-        self.board.header.words[Header.STATE] = to
         if self._stopping_s is None:
             self._stopping_s, self._code = now_s, code
+        words = self.board.header.words
+        # ORDER: a worker that is told looks whether there is a hurry, so that is shown before. That the pool drains is
+        # shown when all are told: who reads it may rely on it that nothing more is taken.
+        # See test_int_finishes_what_is_in_hand_and_takes_nothing_more.
+        if to is MasterState.STOPPING:
+            words[Header.STATE] = to
         for queue in self.queues.values():
             how(queue.pool, now_s)
             self._plan(queue, now_s)
+        words[Header.STATE] = to
 
     def _end_when_empty(self, now_s: float) -> None:
         """When the last worker is gone, or hangs: the keeper's last releases, then the end."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.rig import SETTINGS, Rig, World, close_what_is_left
 from workers.queues.spool import Spool
@@ -20,6 +21,9 @@ GROUPS = {
     "bench": re.compile(r"tests/bench/"),
 }
 
+# The same inputs on every machine, however slow it is; ``--hypothesis-profile=default`` looks for others.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.load_profile("same")
 
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
 

@@ -319,7 +319,7 @@ class Fleet:
                     os.kill(pid, signal.SIGSTOP)
             until(lambda: all(process_state(pid) in ("T", "Z", None) for pid in fresh))
         signal_all(list(found.values()), signal.SIGKILL)
-        one.wait(10)
+        one.wait(30)
 
     def run(self, troubles: Sequence[Trouble] = (), timeout_s: float = 120.0) -> None:
         """Until all is put and finished, each of *troubles* at its time; then end the pools. Shows the log if not."""

@@ -94,7 +94,7 @@ class Cluster:
         server = self.servers.pop(number)
         # The first process of its namespace: with it the kernel ends all the others, before it is collected.
         os.kill(self._first(server), signal.SIGKILL)
-        server.wait(10)
+        server.wait(30)
 
     def boot(self, number: int) -> None:
         """Start a server, or start it again."""
@@ -137,7 +137,7 @@ class Cluster:
         """Leave nothing behind."""
         for process in (*self.mounts, *self.servers.values()):
             process.kill()  # and with a server's, all of its namespace
-            process.wait(10)
+            process.wait(30)
 
     def tell(self, *words: str) -> None:
         """Run a command of gluster's on a server that lives. AssertionError when it fails."""

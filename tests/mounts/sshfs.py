@@ -98,7 +98,7 @@ class Ssh:
         """Leave nothing behind."""
         for process in reversed(self.processes):
             process.kill()
-            process.wait(10)
+            process.wait(30)
 
     @property
     def _in(self) -> Path:

@@ -102,7 +102,7 @@ class Daemons:
         for _ in range(10):  # one may fork while we look
             left = self.alive()
             signal_all(left, signal.SIGKILL)
-            until(lambda seen=tuple(left): not any(one.is_there for one in seen), 10)
+            until(lambda seen=tuple(left): not any(one.is_there for one in seen))
             if not left:
                 break
         for child in psutil.Process().children():

@@ -281,9 +281,9 @@ class Pools:
         for pool in self.started:
             if pool.process.poll() is None:
                 pool.process.kill()
-            pool.process.wait(10)
+            pool.process.wait(30)
         signal_all(self.seen, signal.SIGKILL)
-        until(lambda: not any(one.is_there for one in self.seen), 10)
+        until(lambda: not any(one.is_there for one in self.seen))
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:

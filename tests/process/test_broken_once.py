@@ -210,7 +210,7 @@ def test_a_lone_worker_whose_keeper_was_killed_ends_with_a_sentence(pools: Pools
     finally:
         if worker.poll() is None:
             worker.kill()
-        worker.wait(10)
+        worker.wait(30)
     assert "the keeper of" in said.read_text()
     assert "Traceback" not in said.read_text()
 

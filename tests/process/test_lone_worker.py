@@ -148,7 +148,7 @@ def test_an_idle_worker_leaves_at_once_when_interrupted(place, start):
     place.queue.put(b"x", "a")
     until(lambda: place.lines("end", "a"))
     worker.send_signal(signal.SIGINT)
-    assert worker.wait(10) == 0, said(place)
+    assert worker.wait(30) == 0, said(place)
     assert place.is_left_clean()
 
 
@@ -157,7 +157,7 @@ def test_a_stuck_handler_is_ended_by_term_and_its_message_goes_back_uncounted(pl
     worker = start("--term-timeout", "0.2")
     until(lambda: place.lines("begin", "stuck"))
     worker.send_signal(signal.SIGTERM)
-    worker.wait(10)
+    worker.wait(30)
     until(lambda: place.queue.depth().waiting == 1)
     (line,) = place.queue.list("waiting")
     assert (line.attempt, line.crashes) == (1, 0)
@@ -197,7 +197,7 @@ def test_a_library_user_may_claim_with_a_keeper_of_its_own(place, tmp_path):
         "from workers import open_queue\n"
         "with open_queue(sys.argv[1], consume=True) as queue:\n"
         "    queue.put(b'content')\n"
-        "    assert queue.wait(10)\n"
+        "    assert queue.wait(30)\n"
         "    claim = queue.claim()\n"
         "    assert pathlib.Path(claim.path).read_bytes() == b'content'\n"
         "    queue.done(claim)\n"

@@ -57,7 +57,7 @@ def test_nothing_outlives_a_killed_master_and_the_next_one_finishes_the_queue(
 
     pool.process.kill()
 
-    until(lambda: not any(one.is_there for one in everyone), 2)
+    until(lambda: not any(one.is_there for one in everyone))
     assert not files(queue, "pending")  # the keeper gave them back before it left
     assert sorted(mark.crashes for mark in marks(queue, "incoming")) == [0] * 36 + [1] * 4
     finish(pools, queue, *words)
@@ -77,7 +77,7 @@ def test_claims_go_back_at_once_when_the_keeper_was_killed_too(pools: Pools, que
 
     signal_all(services, signal.SIGKILL)
 
-    until(lambda: not any(one.is_there for one in (*services, *workers)), 2)
+    until(lambda: not any(one.is_there for one in (*services, *workers)))
     assert len(files(queue, "pending")) == 4
     finish(pools, queue, *COMMAND)
     assert handled(pools) == put

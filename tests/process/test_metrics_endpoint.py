@@ -141,7 +141,7 @@ def test_the_probes_and_the_status_say_what_the_pool_does(pools: Pools, queue: P
     pool.until(lambda: pool.get("/readyz")[0] == 503)
     assert "the pool is draining" in pool.get("/readyz")[1]
     pools.hold.unlink()
-    assert pool.wait(5) == 0
+    assert pool.wait(15) == 0
 
 
 def test_the_endpoint_answers_while_the_queue_and_the_master_do_not(pools: Pools, queue: Path) -> None:

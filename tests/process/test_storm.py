@@ -172,7 +172,7 @@ class Storm:
         """Leave none behind."""
         for producer in self.producers:
             producer.kill()
-            producer.wait(10)
+            producer.wait(30)
 
     # ---- what is killed
 
@@ -229,7 +229,7 @@ class Storm:
             accepted = len(self.lines(number))
             if accepted >= self._kill_producer_at[number] and producer.poll() is None:
                 producer.kill()
-                producer.wait(10)
+                producer.wait(30)
                 self.kills["producer"] += 1
                 self._kill_producer_at[number] = accepted + self.dice.randrange(1, 2 * KILL_PRODUCER_AT)
                 self.producers[number] = self.start_producer(number)

@@ -116,13 +116,13 @@ def test_a_stopped_lone_worker_is_fenced_when_it_goes_on(pools: Pools, quick_que
         beta.until(lambda: beta.outcome("done") == 1)
         assert is_empty(quick_queue)
         alone.send_signal(signal.SIGTERM)
-        assert alone.wait(10) == 0
+        assert alone.wait(30) == 0
         assert beta.end() == 0
         until(lambda: not list((quick_queue / ".pool/leases").iterdir()))
     finally:
         alone.send_signal(signal.SIGCONT)
         alone.kill()
-        alone.wait(10)
+        alone.wait(30)
 
 
 def test_two_hosts_share_a_queue_and_take_nothing_of_each_other(pools: Pools, quick_queue: Path) -> None:
