@@ -12,9 +12,9 @@ All choices are walked, with two savings that leave nothing out:
   same state, and is counted without being made.
 - A call whose things (names, listings, words, see sharing) no other actor ever touches
   in a way that matters makes no difference to anybody, whenever it comes: the actor
-  goes straight on. What is touched by two is found out while walking; when that is
-  more than was known, the walk begins again. Whether such a call fails, or is never
-  made, is a choice all the same.
+  goes straight on. What is touched by two is learnt from some schedules at random, and
+  while walking; when that is more than was known, the walk begins again. Whether such a
+  call fails, or is never made, is a choice all the same.
 
 A Violation carries its trail, in which every call is a step: replay(scenario, trail)
 walks that alone.
@@ -33,6 +33,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any, NamedTuple, cast
 
 from greenlet import getcurrent, greenlet
@@ -42,6 +43,8 @@ from tests.sim.ledger import Ledger
 from tests.sim.sharing import Sharing, Thing, attributes, do_meet, touched
 
 GO, CRASH, LOST, FAIL = "go", "crash", "lost", "fail"
+ENOUGH = 10  # schedules in a row that teach nothing
+STAYS, GOES_WRONG = 5.0, 0.3  # how likely the same actor goes on, and its call goes wrong: 1 is as likely as any
 LOST_ANSWERS = {  # of a call that was done and is repeated by the client: what the server says the second time
     "rename": errno.ENOENT, "rename_noreplace": errno.ENOENT, "unlink": errno.ENOENT, "rmdir": errno.ENOENT,
     "link": errno.EEXIST, "mkdir": errno.EEXIST,
@@ -147,8 +150,8 @@ class _Running:
 class Run:
     """One schedule, as far as it was walked. It is the world's scheduler while it lasts."""
 
-    def __init__(self, scenario: Scenario, sharing: Sharing | None) -> None:
-        self.scenario, self._sharing = scenario, sharing
+    def __init__(self, scenario: Scenario, sharing: Sharing | None, *, is_to_learn: bool = False) -> None:
+        self.scenario, self._sharing, self._is_to_learn, self.has_learnt = scenario, sharing, is_to_learn, False
         self.world, self.ledger, actors = scenario.setup()
         self.choices: list[Choice] = []
         self.calls: list[Choice] = []  # the same, with the calls that were no choice
@@ -175,9 +178,7 @@ class Run:
             running.touched = lambda: self._touched(process, name, arguments)
         how = self._stand(running, doing, self._touched(process, name, arguments), is_call=name in NAMED)
         if running.touched is not None and self._sharing is not None:
-            _, is_new = self._sharing.touch(running.number, running.touched())
-            if is_new:
-                raise _MoreShared
+            self._matters(self._sharing, running, running.touched())
         try:
             if how == FAIL:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -222,9 +223,7 @@ class Run:
         if self._sharing is not None:
             if may_crash:  # and who asks whether it lives would see that
                 things.append((("process", actor.process.pid), True))
-            is_shared, is_new = self._sharing.touch(running.number, things)
-            if is_new:
-                raise _MoreShared
+            is_shared = self._matters(self._sharing, running, things)
         may_go_wrong = may_crash or (self.faults > 0 and actor.may_lose and is_call)
         if not (is_shared or may_go_wrong):
             self.calls.append(Choice(running.number))
@@ -237,6 +236,14 @@ class Run:
             actor.process.has_crashed = True
             raise Crash
         return self._how
+
+    def _matters(self, sharing: Sharing, running: _Running, things: Sequence[Thing]) -> bool:
+        """Whether it matters to another; news end this walk, unless they are what it is for."""
+        matters, is_new = sharing.touch(running.number, things)
+        self.has_learnt = self.has_learnt or is_new
+        if is_new and not self._is_to_learn:
+            raise _MoreShared
+        return matters
 
     # ---- walking
 
@@ -345,15 +352,30 @@ class _Node:
 def explore(scenario: Scenario, most: int = 100_000) -> Report:
     """Walk all. Raises Violation, told in full; AssertionError where there are more than *most* states."""
     sharing, report = Sharing(), Report(scenario.name)
-    while True:
-        try:
-            _walk(scenario, sharing, report, most)
-        except _MoreShared:
-            continue
-        except Violation as found:
-            replay(scenario, found.trail)
-            raise
-        return report
+    try:
+        _learn(scenario, sharing, report)
+        while True:
+            with contextlib.suppress(_MoreShared):
+                _walk(scenario, sharing, report, most)
+                return report
+    except Violation as found:
+        replay(scenario, found.trail)
+        raise
+
+
+def _learn(scenario: Scenario, sharing: Sharing, report: Report) -> None:
+    """Walk some schedules, taken at random, for what is shared: what is found out only in the walk begins it again."""
+    dice = Random(0)  # noqa: S311 - the same schedules each time
+    in_vain = 0
+    while in_vain < ENOUGH:
+        run, last = _started(scenario, sharing, report, is_to_learn=True), -1
+        while options := run.options():
+            weights = [(STAYS if actor == last else 1.0) * (1.0 if how == GO else GOES_WRONG) for actor, how in options]
+            (choice,) = dice.choices(options, weights)
+            run.step(choice)
+            last = choice.actor
+        run.close()
+        in_vain = 0 if run.has_learnt else in_vain + 1
 
 
 def _walk(scenario: Scenario, sharing: Sharing, report: Report, most: int) -> None:
@@ -392,9 +414,9 @@ def _walk(scenario: Scenario, sharing: Sharing, report: Report, most: int) -> No
             run.step(choice)
 
 
-def _started(scenario: Scenario, sharing: Sharing, report: Report) -> Run:
+def _started(scenario: Scenario, sharing: Sharing, report: Report, *, is_to_learn: bool = False) -> Run:
     report.runs += 1
-    return Run(scenario, sharing)
+    return Run(scenario, sharing, is_to_learn=is_to_learn)
 
 
 def _arrived(run: Run, state: int, nodes: dict[int, _Node], ends: set[int]) -> None:
