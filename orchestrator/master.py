@@ -485,7 +485,7 @@ class Master:
             self._stopping_s, self._code = now_s, code
         words = self.board.header.words
         # ORDER: a worker that is told looks whether there is a hurry, so that is shown before. That the pool drains is
-        # shown when all are told: who reads it may rely on it that nothing more is taken.
+        # shown when all are told: who reads it may rely on it that who has a message in hand takes no other.
         # See test_int_finishes_what_is_in_hand_and_takes_nothing_more.
         if to is MasterState.STOPPING:
             words[Header.STATE] = to

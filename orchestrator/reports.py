@@ -186,7 +186,9 @@ class Reports:
         elif last is not None:
             log.error("the run log is not written (does a filesystem hang?)")
         for writer in self._writers.values():
-            writer.child.send(signal.SIGKILL)
+            # One that is killed in the midst of it leaves an unfinished file.
+            if not wait_for(writer.child, patience_s / 2):
+                writer.child.send(signal.SIGKILL)
 
     # ---- rates
 

@@ -121,7 +121,9 @@ class Meeting:
             parties: dict[str, Party] = {}
             for id_ in self._doctors():
                 found = self._look(id_)
-                wanted[id_] = found.get("wants", 0)
+                # RACE: one that gives up takes its own away while we look. What it wanted counts on, or we would say
+                # that it wants none. See test_what_a_doctor_wanted_that_gave_up_first_is_told.
+                wanted[id_] = found.get("wants", wanted.get(id_, 0))
                 if "party" in found and (party := self._party(id_)) is not None:
                     parties[id_] = party
             self._agree(parties, {id_ for id_ in self._living if wanted.get(id_) == self._wanted})
@@ -259,7 +261,7 @@ class Meeting:
         if self._wanted == 2:
             text = f"no other host came within {wait_s:g} s"
         if others:
-            different = [id_ for id_ in others if wanted[id_] != self._wanted]
+            different = [id_ for id_ in others if wanted[id_] not in (0, self._wanted)]
             text += f" ({', '.join(map(shown_host, others))})"
             if different:
                 text += f"; {shown_host(different[0])} wants {wanted[different[0]] - 1}: give all the same number"

@@ -42,7 +42,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=150,
+        timeout=300,
         check=False,
     )
 
@@ -99,14 +99,16 @@ def test_the_table_the_picture_and_the_progress_are_shown(tmp_path: Path) -> Non
         "--messages", "1000", "--rounds", "1", "--suite", "throughput,workers,backlog", "--workers", "1,2",
         "--backlog", "1000,2000", "--peer", "none", "--no-calls", "--picture", str(svg), "--directory", str(tmp_path),
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    # On a busy machine so few may be through before all workers have begun: it is said, and the rest is shown.
+    is_left_out = "messages are too few for a pool" in done.stderr
+    assert done.returncode == is_left_out, done.stderr
+    assert is_left_out or "pool take, 2000 waiting" in done.stdout
     for words in (
         "bare put, 1",
         "split take, 2",
         "ratio",
         "CPU",
         "1000 messages of 1024 bytes",
-        "pool take, 2000 waiting",
     ):
         assert words in done.stdout, words
     for words in ("throughput: round 1 of 1", "workers: round 1 of 1", "backlog: round 1 of 1"):
@@ -152,7 +154,7 @@ def test_the_loop_in_c_puts_and_takes_the_same(is_split: bool, count: int, tmp_p
 
 
 def test_a_pool_is_measured_between_its_start_and_its_end(tmp_path: Path) -> None:
-    place, load = tmp_path / "place", Load(3000, b"x")
+    place, load = tmp_path / "place", Load(20_000, b"x")
     subject = Pool()
     with subject.opened(place):
         put = subject.put(place, load, 1)

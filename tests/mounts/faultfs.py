@@ -323,8 +323,10 @@ class FaultFs:
         self._daemon.send_signal(signal.SIGCONT)
 
     def _is_frozen(self) -> bool:
+        """Each of its threads: one that has not heard of it yet would take one more request."""
         assert self._daemon is not None
-        return process_state(self._daemon.pid) == "T"
+        threads = os.listdir(f"/proc/{self._daemon.pid}/task")
+        return all(process_state(int(thread)) == "T" for thread in threads)
 
     def _order(self, rules: list[Rule]) -> None:
         self._asked([asdict(rule) for rule in rules])

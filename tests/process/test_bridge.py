@@ -14,7 +14,7 @@ from workers import open_queue
 from workers.errors import QueueUnavailable
 from workers.queues.base import Queue, Settings
 
-COUNT = 400
+COUNT = 1000
 
 
 def bodies(queue: Queue) -> Counter[bytes]:

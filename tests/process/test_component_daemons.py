@@ -105,7 +105,7 @@ class Appender(ZenDaemonComponent):
             file.write(args["line"] + "\\n")
         return daemon.FLAG_CONTINUE, args
 
-tailer = FileTailer("site.log", interval_s=0.01, linger_s=0.5, position_file="position", from_beginning=True)
+tailer = FileTailer("site.log", interval_s=0.01, linger_s=1.5, position_file="position", from_beginning=True)
 sys.exit(Daemon([tailer, Appender()]).run())
 """
 
@@ -208,7 +208,7 @@ def test_a_file_that_is_written_and_renamed_meanwhile_loses_no_line(start: Start
     lines.touch()
     for is_killed in (True, False):
         follower = start(FOLLOWER)
-        for _ in range(8):
+        for _ in range(4):
             with path.open("ab", buffering=0) as file:
                 until(lambda follower=follower: has_open(follower.pid, path))
                 for half in range(2):

@@ -51,7 +51,7 @@ def handled(queue: Path, name: str = "m") -> None:
 def test_the_command_returns_when_the_daemon_handles_messages(daemons: Daemons, queue: Path) -> None:
     pid = daemons.start(str(queue), *TRUE)
     assert "is ready" in daemons.log()
-    assert len([one for one in daemons.alive() if "worker" in psutil.Process(one.pid).cmdline()[0]]) == 2
+    until(lambda: len([one for one in daemons.alive() if "worker" in psutil.Process(one.pid).cmdline()[0]]) == 2)
     handled(queue)
     daemons.stop()
     assert not process(pid).is_there
@@ -103,7 +103,7 @@ def test_handlers_and_configuration_are_found_from_where_the_command_was_given(d
         file.write('[[queue]]\nurl = "second"\nhandler = "here:handle"\nworkers = 1\n')
     os.kill(int(found[2]), signal.SIGHUP)
     until(lambda: "reloaded: 1 added" in daemons.log())
-    until((daemons.place / "second" / "incoming").exists)
+    until((daemons.place / "second" / ".pool" / "id").exists)  # the last that is made
     handled(daemons.place / "second")
 
 
@@ -306,7 +306,7 @@ def test_a_daemon_that_is_not_ready_in_time_is_ended(daemons: Daemons, queue: Pa
     ended = daemons.run([sys.executable, "-c", IMPATIENT, "0.5", *stuck(daemons, queue, first)[3:]])
     assert ended.returncode == 1
     assert "the pool was not ready after 0.5 s and was ended again" in ended.stderr
-    assert not daemons.alive()
+    until(lambda: not daemons.alive())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda one: one.name)

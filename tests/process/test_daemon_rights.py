@@ -84,7 +84,7 @@ def test_a_start_after_which_a_handler_could_become_root_again_is_refused(daemon
     ended = daemons.run(words)
     assert ended.returncode == 1, ended
     assert "the rights of root were given up and can be taken back" in ended.stderr
-    assert daemons.alive() == []
+    until(lambda: daemons.alive() == [])
 
 
 def test_run_logs_are_kept_in_a_directory_that_only_root_could_make(daemons: Daemons, queue: Path) -> None:

@@ -39,7 +39,7 @@ from tests.process.beside_pools import (
 )
 from tests.process.pools import Pools
 
-STALE_S = 2
+STALE_S = 6
 
 HERE = [pytest.param(("here", kind), id=f"{kind.name}-here") for kind in KINDS]
 EVERYWHERE = [*HERE, pytest.param(("btrfs", KINDS[-1]), id=f"{KINDS[-1].name}-btrfs")]
@@ -103,12 +103,12 @@ def test_a_pool_beside_the_original_finishes_each_element_once_under_kills(
     assert len(counts - set(told.got)) <= storm.killed_with_workers
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("site", HERE, indirect=True)
 def test_a_long_message_is_touched_and_stays_its_workers_while_both_libraries_purge(
     pools: Pools, site: Site, cast: Cast
 ) -> None:
-    """It is held for three times as long as a lock may be old."""
+    """It is held for longer than a lock may be old."""
     first = Actor(site, f"{OURS}-first")
     first.add()
     (name,) = site.names()
@@ -120,11 +120,11 @@ def test_a_long_message_is_touched_and_stays_its_workers_while_both_libraries_pu
         cast.start(f"{side}-take", work, 0)
     lock = site.kind.has_age(site.queue, name)
     began_s = lock.stat().st_mtime
-    pool.until(lambda: lock.stat().st_mtime > began_s + 3 * STALE_S, 30)
+    pool.until(lambda: lock.stat().st_mtime > began_s + 1.5 * STALE_S, 60)
     assert site.kind.is_locked(site.queue, name)
     pools.hold.unlink()
     pool.until(lambda: not list(site.names()))
-    cast.join(10)
+    cast.join(60)
     assert pool.end() == 0
     assert [line.split()[0] for line in pools.journal() if name in line] == ["holds", "handled"]
     assert not accounts(site).got

@@ -131,6 +131,8 @@ def test_a_settle_that_finds_the_disk_full_waits_for_room(small: Small, body: by
     next_queue = {"NEXT": str(small.inside / "next")}
     pool = small.pools.start("--config", str(config), environment=next_queue).ready()
     pids = pool.pids
+    # A worker makes its directory when it first looks, which is after it is said to be idle.
+    pool.until(lambda: len(list((queue / "pending").iterdir())) == 2)
     spool.pause()
     pool.until(lambda: pool.queues["queue"]["paused"])
     names = {spool.put(body, f"{NAME}{number:02}") for number in range(COUNT)}

@@ -8,6 +8,7 @@ See also: tests/unit/test_hostile_names.py (the commands on queues; the list of 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -79,7 +80,10 @@ def _place(pools: Pools) -> Path:
 
 def said_by(pool: Pool) -> dict[str, str]:
     """What can be seen of a pool that runs."""
-    titles = [" ".join(psutil.Process(one.pid).cmdline()) for one in pool.everyone()]
+    titles = []
+    for one in pool.everyone():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a program has ended
+            titles.append(" ".join(psutil.Process(one.pid).cmdline()))
     pages = {page: pool.get(page)[1] for page in ("/", "/metrics", "/api/status", "/readyz")}
     return {"titles": "\n".join(titles), **pages}
 

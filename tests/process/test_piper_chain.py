@@ -38,7 +38,7 @@ WORKERS = 2  # of each stage
 # Rounds of the keeper every 0.2 s; nobody waits for a lease that is lost.
 SETTINGS = Settings(create=True, lease_interval_s=0.4, lease_timeout_s=60, stale_after_s=600)
 AT_START, AT_ONCE = 30, 50  # so many are to wait at the start; so many are put when it are less
-HANDLING_S = 0.005  # what a message costs the consumer
+HANDLING_S = 0.02  # what a message costs the consumer: more than it costs a pool
 POOL_EACH = 20  # one SIGTERM of so many is for the whole pool
 LOOKS = 2000  # for a worker with a message in hand
 FORK = get_context("fork")

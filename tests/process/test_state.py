@@ -52,7 +52,9 @@ WORDS = ("--component", f"{__name__}:Counting", "--component", f"{__name__}:Coun
 
 def state_of(pools: Pools, pool: Pool) -> dict[str, Any]:
     """The state, as the operator gets it."""
-    code, said = pools.run("signal", "usr2", "--run-dir", str(pools.place / "run"), "--name", pool.name)
+    code, said = pools.run(
+        "signal", "usr2", "--run-dir", str(pools.place / "run"), "--name", pool.name, "--timeout", "60"
+    )
     assert code == 0, said
     found: dict[str, Any] = json.loads(pool.board_path.with_name("state").read_text())
     return found
@@ -105,8 +107,8 @@ def test_Z17_who_reads_the_state_never_finds_half_of_it(pools: Pools, queue: Pat
     path = pool.board_path.with_name("state")
     versions = set()
     for _ in range(5):
-        pool.send(signal.SIGUSR2)
         before = path.stat().st_ino
+        pool.send(signal.SIGUSR2)
 
         def is_new(before: int = before) -> bool:
             json.loads(path.read_text())
@@ -177,5 +179,5 @@ def test_a_queue_that_is_done_comes_back_when_its_configuration_changes(pools: P
     configure(6)
     pool.send(signal.SIGHUP)
     pool.until(lambda: is_empty(queue))
-    assert len(pool.pids) == 2
+    pool.until(lambda: len(pool.pids) == 2)
     assert pool.end() == 0

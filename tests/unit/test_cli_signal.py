@@ -20,6 +20,8 @@ from orchestrator import rundir
 from orchestrator.cli import action, cli
 from orchestrator.cli import signal as command
 from orchestrator.master import SIGNALS
+from tests.waiting import until
+from workers.system import process_state
 
 # Holds each name, answers "ping" with its files, writes the one that a signal asks for, and says which came.
 MASTER = textwrap.dedent(
@@ -117,8 +119,9 @@ def test_usr1_waits_for_the_file_and_prints_its_path(tmp_path: Path) -> None:
             assert came(process) == "SIGUSR1"
 
 
-def test_a_file_that_does_not_come_is_a_failure(tmp_path: Path) -> None:
+def test_a_file_that_does_not_come_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.runlog").write_text("{}")
+    monkeypatch.setattr(command, "_report", lambda *_: tmp_path / "a.runlog")  # its limit is the same, and too short
     with master(tmp_path, "a", writes=False):
         said = ran("signal", "usr1", "--run-dir", str(tmp_path), "--timeout", "0.5", code=1)
         assert "was not written within 0.5 s" in said.stderr
@@ -128,6 +131,7 @@ def test_a_directory_that_hangs_is_not_waited_for_and_the_signal_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "_version", lambda _: signal.pause())
+    monkeypatch.setattr(command, "_report", lambda *_: tmp_path / "a.runlog")  # as above
     with master(tmp_path, "a") as process:
         said = ran("signal", "usr1", "--run-dir", str(tmp_path), "--timeout", "0.5", code=1)
         assert "was not written within 0.5 s" in said.stderr
@@ -137,6 +141,7 @@ def test_a_directory_that_hangs_is_not_waited_for_and_the_signal_is_sent(
 def test_a_master_that_was_stopped_is_waited_for_no_longer_than_asked(tmp_path: Path) -> None:
     with master(tmp_path, "a") as process:
         process.send_signal(signal.SIGSTOP)
+        until(lambda: process_state(process.pid) == "T")
         said = ran("signal", "usr1", "--run-dir", str(tmp_path), "--timeout", "0.1", code=1)
         assert "nothing was sent" in said.stderr
         assert "said nothing for 0.1 s" in said.stderr

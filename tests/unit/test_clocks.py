@@ -359,9 +359,9 @@ def test_what_is_deferred_waits_no_less_because_the_server_was_away_as_its_clock
         return system.wall_ns()
 
     assert not deferred.due(late)
-    world.advance(19)
+    world.advance(17)
     assert not deferred.due(late)
-    world.advance(2)
+    world.advance(4)
     assert [marked.name for _, marked in deferred.due(late)] == ["m"]
 
 

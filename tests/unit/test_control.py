@@ -92,7 +92,7 @@ def server(tmp_path: Path, loop: Turner) -> Iterator[ControlServer]:
 
 def connected(path: Path) -> socket.socket:
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    client.settimeout(5)
+    client.settimeout(60)
     client.connect(str(path))
     return client
 
@@ -115,7 +115,7 @@ def requested(loop: Turner, path: Path, verb: str, **arguments: object) -> dict[
 
     def ask() -> None:
         try:
-            result.append(control.request(path, verb, 5, **arguments))
+            result.append(control.request(path, verb, 60, **arguments))
         except ControlError as error:
             result.append(error)
 

@@ -24,7 +24,7 @@ from orchestrator.config import Config
 from orchestrator.daemon import TEXT_MAX, Launcher, Serve
 from orchestrator.identity import Identity, IdentityError, identify
 from orchestrator.rundir import RunDirError
-from tests.waiting import until
+from tests.waiting import signal_elsewhere, until
 from workers.system import process_state
 
 NOBODY = 12345  # nobody's number
@@ -177,6 +177,25 @@ def test_a_daemon_that_named_itself_a_moment_before_the_interrupt_is_ended_too(
     with pytest.raises(KeyboardInterrupt):
         launch.launch(Config.model_construct(), lambda _: 0)
     assert process_state(int(named.read_text())) in (None, "Z")
+
+
+def test_an_interrupt_that_comes_before_the_wait_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the interpreter's last look and the wait it ends no wait; nor does one that another thread is given."""
+    follow = launch._Waiting.follow
+
+    def become(config: Config, serve: Serve, launcher: Launcher) -> NoReturn:
+        _end_in(120)
+        while True:
+            signal.pause()
+
+    def interrupted(waiting: launch._Waiting, timeout_s: float) -> launch.Launched:
+        signal_elsewhere(signal.SIGINT)
+        return follow(waiting, timeout_s)
+
+    monkeypatch.setattr(launch, "become", become)
+    monkeypatch.setattr(launch._Waiting, "follow", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        launch.launch(Config.model_construct(), lambda _: 0)
 
 
 def test_what_comes_up_the_channel_is_bounded_and_escaped(monkeypatch: pytest.MonkeyPatch) -> None:

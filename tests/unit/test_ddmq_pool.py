@@ -359,8 +359,10 @@ def test_a_put_that_fails_anywhere_leaves_nothing_or_a_whole_message(fresh):
 )
 def test_a_claim_lasts_as_long_as_the_message_or_the_settings_say(pool, timeout, lasts_s):
     lay(pool, message(timeout=timeout))
+    before = now(pool)
     pool.claim()
-    assert lasts_s - 1 <= expiry(pool) - now(pool) <= lasts_s
+    assert lasts_s - 1 <= expiry(pool) - before
+    assert expiry(pool) - now(pool) <= lasts_s
 
 
 def test_Q17_a_claim_expires_by_the_clock_of_the_filesystem(make):
@@ -369,7 +371,7 @@ def test_Q17_a_claim_expires_by_the_clock_of_the_filesystem(make):
     pool.system.wall_ns = lambda: FakeSystem.wall_ns(pool.system) - 3600 * 10**9
     put(pool)
     pool.claim()
-    assert abs(expiry(pool) - TIMEOUT_S - FakeSystem.wall_ns(pool.system) / 1e9) < 2
+    assert abs(expiry(pool) - TIMEOUT_S - FakeSystem.wall_ns(pool.system) / 1e9) < 60
 
 
 def test_a_message_has_one_name_in_every_state_and_under_every_priority(pool):

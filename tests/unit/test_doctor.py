@@ -189,16 +189,19 @@ def test_a_clock_an_hour_off_is_measured_to_the_second(tmp_path: Path) -> None:
 
 
 def test_steps_of_two_seconds_are_told_from_those_of_one(tmp_path: Path) -> None:
-    two, one = (judged(tmp_path, Clocked(step_s=step_s))[1]["clock"].measured for step_s in (2.0, 1.0))
-    assert "steps of 2.0 s" in two
-    assert "steps of 1.0 s" in one
+    def measured(step_s: float) -> str:
+        return judged(tmp_path, Clocked(step_s=step_s))[1]["clock"].measured
+
+    assert "steps of 2.0 s" in measured(2.0)
+    # On a busy machine a pause may skip a step of one second, which then looks like one of two.
+    assert any("steps of 1.0 s" in measured(1.0) for _ in range(3))
 
 
 def test_a_call_that_never_returns_is_a_finding_and_holds_nobody(tmp_path: Path) -> None:
-    examined = examine(str(tmp_path), 0, Limits(silence_s=0.5), quiet, Hung("link", "/replies/"))
+    examined = examine(str(tmp_path), 0, Limits(silence_s=5), quiet, Hung("link", "/replies/"))
     found = verdict(examined)
     trouble = next(one for one in found.findings if one.key == "trouble.replies")
-    assert "did not answer within 0.5 s" in trouble.measured
+    assert "did not answer within 5 s" in trouble.measured
     assert found.word == "not safe"
     assert examined.hosts[0].speed is None, "what comes after it is left out"
     assert os.listdir(tmp_path) == []

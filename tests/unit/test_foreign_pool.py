@@ -222,16 +222,16 @@ def test_every_state_is_counted_listed_and_shown(pool):
             claim = pool.claim()
             if verb:
                 settle(pool.queue, verb, claim)
-    pool.world.advance(7)
+    pool.world.advance(100)
     depth = pool.queue.depth()
     assert (depth.waiting, depth.claimed, depth.deferred, depth.errors, depth.ignored) == (1, 1, 1, 1, 0)
-    assert all(6.9 < depth.oldest_s[state] < 9 for state in bodies)
+    assert all(99.9 < depth.oldest_s[state] < 160 for state in bodies)
     assert {line.state: line.name for line in pool.queue.list()} == found
     for state, name in found.items():
         (shown,) = pool.queue.show(name)
         assert (shown.listed.state, shown.size) == (state, len(bodies[state]))
         assert shown.listed.owner == (pool.queue._owner if state == "claimed" else None)
-        assert abs(shown.enqueued_at - pool.system.wall_ns() / 1e9 + 7) < 2
+        assert abs(shown.enqueued_at - pool.system.wall_ns() / 1e9 + 100) < 60
         assert (shown.meta is not None) == (state == "errors")
         assert os.path.exists(shown.listed.path)
     assert replace(pool.keeper.depth(is_exact=False), oldest_s={}) == replace(depth, oldest_s={})

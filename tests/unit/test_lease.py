@@ -216,7 +216,7 @@ def test_a_server_that_was_away_has_not_set_its_clock(rig, when, caplog):
     probe = rig.path / "tmp" / "probe"
     probe.touch()
     now_ns = pool.keeper_system.lstat(str(probe)).st_ctime_ns
-    assert abs(pool.keeper.lease.filesystem_now_ns() - now_ns) < 1e9
+    assert abs(pool.keeper.lease.filesystem_now_ns() - now_ns) < 10e9
     assert "clock was set" not in caplog.text
 
 

@@ -378,11 +378,11 @@ def test_what_lies_in_all_is_counted_listed_shown_and_requeued_together(pool):
     claimed = pool.put(2)
     pool.claim()
     waiting = [pool.put(number) for number in (2, 0, 1)]
-    pool.world.advance(10)
+    pool.world.advance(100)
     (pool.place / "a" / waiting[1][:8] / "00000000000001").symlink_to("/")
     depth = pool.queue.depth()
     assert (depth.waiting, depth.claimed, depth.deferred, depth.errors, depth.ignored) == (3, 1, 1, 1, 1)
-    assert all(9.9 < depth.oldest_s[state] < 12 for state in ("waiting", "claimed", "deferred", "errors"))
+    assert all(99.9 < depth.oldest_s[state] < 160 for state in ("waiting", "claimed", "deferred", "errors"))
     assert replace(pool.keeper.depth(is_exact=True), oldest_s={}) == replace(depth, oldest_s={})
     assert sorted(line.name for line in pool.queue.list("waiting")) == sorted(waiting)
     (shown,) = pool.queue.show(claimed)
