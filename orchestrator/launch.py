@@ -33,10 +33,10 @@ from types import FrameType
 from orchestrator.config import Config
 from orchestrator.daemon import TEXT_MAX, DaemonError, Launcher, Serve, become
 from orchestrator.logs import escaped
+from workers.signals import UNNOTICED_S
 
 READY_S = 90.0  # as long as systemd waits for a service
 END_S = 10.0  # after TERM; then it is killed
-SIGNAL_S = 1.0  # how late a signal may be noticed
 PACKET_BYTES_MAX = 65536  # what is not printable takes six bytes and more
 REASONS_MAX = 100
 CREDENTIALS = struct.Struct("3i")  # process, user, group
@@ -100,9 +100,7 @@ class _Waiting:
             left_s = end_s - time.monotonic()
             if left_s <= 0:
                 raise TimeoutError
-            # RACE: a signal that comes just before the wait does not end it, and its handler runs afterwards. So no
-            # wait is long. See test_an_interrupt_that_comes_before_the_wait_is_noticed.
-            readable = [fd for fd, _ in poller.poll(min(left_s, SIGNAL_S) * 1000)]
+            readable = [fd for fd, _ in poller.poll(min(left_s, UNNOTICED_S) * 1000)]
             if self._channel.fileno() in readable:
                 self._read()
                 if self._process >= 0:

@@ -32,7 +32,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count as counted
 from itertools import islice
-from types import FrameType
 from typing import Self
 
 from workers.message_queue import (
@@ -46,6 +45,7 @@ from workers.message_queue import (
 )
 from workers.posix_mq import PRIORITY_MAX, Access, limits
 from workers.queues.names import shown, shown_lines
+from workers.signals import Signals as Noted
 
 MESSAGES, SIZE = 10, 8096  # as the tool of baseplate has it
 STDIN, STDOUT = 0, 1
@@ -86,31 +86,21 @@ class Signals:
     """INT, TERM and HUP while it is entered: they end a wait, and nothing else. Those that are ignored stay so."""
 
     def __init__(self) -> None:
+        self._noted = Noted(number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN)
         self._asked: int | None = None
         self.fds: tuple[int, ...] = ()
 
     def __enter__(self) -> Self:
-        fd, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.fds = (fd,)
-        # RACE: a signal that comes just before a wait does not end it, and its handler runs only afterwards; this
-        # descriptor is written to when it comes. See test_a_signal_that_comes_before_the_wait_ends_it.
-        self._fd_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        obeyed = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._ask) for number in obeyed}
+        self.fds = (self._noted.__enter__().fd,)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._fd_before)
-        os.close(self.fds[0])
-        os.close(self._writer)
-
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
-        self._asked = number
+        self._noted.__exit__(None, None, None)
 
     def check(self) -> None:
         """Raise Leave when a signal came."""
+        for number in self._noted.taken():
+            self._asked = number
         if self._asked is not None:
             raise Leave(self._asked)
 

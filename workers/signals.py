@@ -28,12 +28,22 @@ from types import FrameType, TracebackType
 from typing import Self
 
 WAKE_BYTES = 4096
+# RACE: a signal that comes between the interpreter's last look and a wait does not end that wait, nor does one that
+# another thread is given; its handler runs afterwards. Who has not such a pipe, and a handler that raises, waits no
+# longer than this. See test_a_signal_that_ends_no_wait_is_noticed_while_the_program_runs and
+# test_an_interrupt_that_comes_before_the_wait_is_noticed.
+UNNOTICED_S = 1.0
 
 Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class Signals:
-    """See the header. *on_arrival* is called by the handler with the number, in the midst of anything."""
+    """
+    See the header. *on_arrival* is called by the handler with the number, in the midst of anything.
+
+    Attributes:
+        fd: while entered, readable when a signal has come; for those who wait for more than signals.
+    """
 
     def __init__(self, numbers: Iterable[signal.Signals], on_arrival: Callable[[int], None] | None = None) -> None:
         self._numbers = tuple(numbers)
@@ -43,7 +53,7 @@ class Signals:
 
     def __enter__(self) -> Self:
         # A pipe keeps 65,536 bytes, a socket pair is full after some 300 single ones.
-        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.fd, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         # ORDER: the descriptor, then the handlers. The other way round a signal between the two
         # is noted and wakes nobody. See test_each_of_1000_signals_wakes_the_sleeping_loop.
         self._fd_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
@@ -59,7 +69,7 @@ class Signals:
         # ORDER: away from the pipe before it is closed, or a signal writes into whatever has its number next.
         # See test_run_gives_back_handlers_and_wakeup_descriptor.
         signal.set_wakeup_fd(self._fd_before)
-        os.close(self._reader)
+        os.close(self.fd)
         os.close(self._writer)
 
     def taken(self) -> list[int]:
@@ -72,10 +82,10 @@ class Signals:
     def wait(self, timeout_s: float) -> None:
         """Wait until a signal arrives, or has arrived since taken(); at most *timeout_s*."""
         poller = select.poll()
-        poller.register(self._reader, select.POLLIN)
+        poller.register(self.fd, select.POLLIN)
         if not self._arrived and poller.poll(timeout_s * 1000):
             with contextlib.suppress(BlockingIOError):
-                while os.read(self._reader, WAKE_BYTES):
+                while os.read(self.fd, WAKE_BYTES):
                     pass
 
     def _note(self, number: int, _frame: FrameType | None) -> None:

@@ -34,7 +34,7 @@ from workers.board import Board, BoardError, Header
 from workers.queues import names
 from workers.queues.base import Settings
 from workers.queues.spool import Spool
-from workers.system import start_ticks
+from workers.system import process_state, start_ticks
 
 ROOT = Path(__file__).parent.parent.parent
 HANDLERS = "tests.process.handlers"
@@ -383,3 +383,12 @@ def unprivileged() -> list[str] | str:
             return prefix
         reasons.append(f"{python}: {tried.stderr.decode('utf-8', 'replace').strip()[-200:]}")
     return f"no Python that another user may run: {'; '.join(reasons)}"
+
+
+def stop_all(pools: Pools, *pids: int) -> list[int]:
+    """SIGSTOP, and wait until they are; the order in which they were stopped."""
+    found = [process(pid) for pid in pids]
+    pools.seen += found
+    signal_all(found, signal.SIGSTOP)
+    until(lambda: all(process_state(pid) == "T" for pid in pids))
+    return list(pids)

@@ -12,10 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.pools import HANDLERS, Pool, Pools, drop, files, is_empty, make_queue, marks, process, signal_all
+from tests.process.pools import (
+    HANDLERS,
+    Pool,
+    Pools,
+    drop,
+    files,
+    is_empty,
+    make_queue,
+    marks,
+    process,
+    signal_all,
+    stop_all,
+)
 from tests.waiting import until
 from workers.board import Header
-from workers.system import process_state
 
 # A shell with a child of its own: both must go. Without HOLD it is done at once.
 PROGRAM = """
@@ -77,8 +88,7 @@ def test_claims_go_back_at_once_when_the_keeper_was_killed_too(pools: Pools, que
     workers = [process(pid) for pid in pool.pids]
 
     # Stopped first: the keeper would see its master die, and release, and a master its keeper, and fork another.
-    signal_all(services, signal.SIGSTOP)
-    until(lambda: all(process_state(one.pid) == "T" for one in services))
+    stop_all(pools, *(one.pid for one in services))
     signal_all(services, signal.SIGKILL)
 
     until(lambda: not any(one.is_there for one in (*services, *workers)))

@@ -47,16 +47,8 @@ def test_files_are_no_programs_and_have_the_mode_of_the_umask(pools: Pools, tmp_
         with open_queue(url, create=True) as queue:
             for body in (b"done", b"reject", b"retry", b"done"):
                 queue.put(body)
-    words = (
-        "--workers",
-        "2",
-        "--max-attempts",
-        "1000",
-        "--handler",
-        f"{HANDLERS}:answer",
-        "--runlog-dir",
-        str(tmp_path / "runs"),
-    )
+    words = ("--workers", "2", "--max-attempts", "1000", "--handler", f"{HANDLERS}:answer")
+    words += ("--runlog-dir", str(tmp_path / "runs"))
     log, state = tmp_path / "log", tmp_path / "state"
     pool = pools.start(*urls, *words, "--log-file", str(log), "--state-file", str(state), name="modes").ready()
     pool.until(lambda: (pool.outcome("done"), pool.outcome("rejected")) == (2 * len(urls), len(urls)))

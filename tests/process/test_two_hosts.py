@@ -25,9 +25,9 @@ from tests.process.pools import (
     marks,
     process,
     signal_all,
+    stop_all,
 )
 from tests.waiting import until
-from workers.system import process_state
 
 
 def hosted(pools: Pools, queue: Path, host: str, handler: str = "hold", *words: str, workers: int = 2) -> Pool:
@@ -37,15 +37,6 @@ def hosted(pools: Pools, queue: Path, host: str, handler: str = "hold", *words: 
     hold = {"HOLD": str(pools.place / f"hold-{host}")}
     run_dir = pools.place / f"run-{host}"
     return pools.start("--config", str(path), "--host", host, *words, name=host, run_dir=run_dir, environment=hold)
-
-
-def stop_all(pools: Pools, *pids: int) -> list[int]:
-    """SIGSTOP, and wait until they are; the order in which they were stopped."""
-    found = [process(pid) for pid in pids]
-    pools.seen += found
-    signal_all(found, signal.SIGSTOP)
-    until(lambda: all(process_state(pid) == "T" for pid in pids))
-    return list(pids)
 
 
 def test_a_stopped_pool_is_fenced_when_it_goes_on(pools: Pools, quick_queue: Path) -> None:

@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from workers import system
 from workers.errors import OrchestratorError
 from workers.queues.names import shown
+from workers.signals import UNNOTICED_S
 
 READ_SIZE = 65536
 REST_BYTES_MAX = 1 << 20  # what is read after the end; a pipe holds 64 KiB unless the program made it larger
 LOOK_S = 0.05  # how often to look for the end where the kernel has no pidfd
-SIGNAL_S = 1.0  # how late a signal may be noticed
 
 # What a worker may handle, ignore or block; a program starts with none of it.
 _SIGNALS = (
@@ -204,9 +204,7 @@ def _drain(pid: int, pipes: dict[int, Output]) -> None:
                 selector.register(fd, selectors.EVENT_READ)
             if pidfd >= 0:
                 selector.register(pidfd, selectors.EVENT_READ)
-            # RACE: a signal that comes just before the wait, or to another thread, ends no wait: its handler runs after
-            # it. So no wait is long. See test_a_signal_that_ends_no_wait_is_noticed_while_the_program_runs.
-            wait_s, has_ended = SIGNAL_S if pidfd >= 0 else LOOK_S, False
+            wait_s, has_ended = UNNOTICED_S if pidfd >= 0 else LOOK_S, False
             while not has_ended:
                 ready = [key.fd for key, _ in selector.select(wait_s)]
                 for fd in ready:
