@@ -13,7 +13,8 @@ which wait() looks at, so a signal between taken() and wait() ends that wait.
 Limits: main thread only, one of them at a time. Two of one number that come while the
 interpreter is busy in one call of C may be noted once.
 Source: signal.set_wakeup_fd; the self-pipe trick of D. J. Bernstein.
-See also: components (runs on it), orchestrator.loop (the master's, which has timers and descriptors too).
+See also: components, message_queue_tool (run on it), orchestrator.loop (the master's, which has timers and
+descriptors too).
 """
 
 from __future__ import annotations
